@@ -212,9 +212,8 @@ def _convert(value: Any, hint: Any, field: dataclasses.Field, where: str) -> Any
         value = float(value)
         if not math.isfinite(value):
             raise refuse(f"is {value!r}")
-    elif hint is str:
-        if not isinstance(value, str):
-            raise refuse(f"is {value!r}")
+    elif hint is str and not isinstance(value, str):
+        raise refuse(f"is {value!r}")
     meta = field.metadata
     choices = meta.get("choices")
     if choices and value not in choices:

@@ -96,7 +96,7 @@ def load(kind: str, name: str, extra: Iterable[str] = (), where: str = "config")
 
 def available(kind: str, extra: tuple[str, ...] = ()) -> dict[str, str]:
     """Names of all plug-ins of a kind, each with the module or file to import."""
-    return {**_installed(kind), **{k: v for k, v in outside(extra).get(kind, {}).items()}}
+    return {**_installed(kind), **dict(outside(extra).get(kind, {}).items())}
 
 
 @cache
