@@ -1,0 +1,151 @@
+"""Projected gradient descent (Madry et al. 2018), any-iterate success, restarts on survivors.
+
+PGD is what papers publish and a good diagnostic; headline numbers come from ``autoattack``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from certbench.attacks import ball
+from certbench.attacks.outcome import COLUMNS
+from certbench.params import param
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from certbench.attacks.outcome import AttackOutcome, Ledger
+    from certbench.attacks.protocol import Work
+    from certbench.attacks.target import Target
+
+version = 1
+
+columns: dict[str, str] = dict(COLUMNS)
+
+#: Finished images leave the batch every so many steps. Fixed, so that an image's passes do not
+#: depend on the others.
+_COMPACT_EVERY = 5
+
+
+@dataclass(frozen=True)
+class Params(ball.Ball):
+    """Parameters of PGD."""
+
+    steps: int = param(40, help="gradient steps per restart", minimum=1)
+    step_size: float = param(0.25, help="step length as a share of epsilon", above=0, maximum=2)
+    restarts: int = param(5, help="runs, each on the images still correct", minimum=1)
+    loss: str = param("ce", help="loss to maximise", choices=("ce", "dlr", "margin"))
+    random_start: bool = param(True, help="start at a random point of the ball")
+    judge_every: int = param(
+        10, help="steps between calls of a prediction rule that is not the argmax", minimum=1
+    )
+    abstain_breaks: bool = param(True, help="count an abstention as a success of the attack")
+
+
+def threat(params: Params) -> dict[str, Any]:
+    """The threat model of the attack."""
+    return ball.threat(params)
+
+
+def attack(work: Work) -> dict[str, np.ndarray]:
+    """Attack a shard of images; see :func:`certbench.attacks.shard.attack_shard`."""
+    from certbench.attacks import shard
+
+    params = work.params
+    shard.require_classes(work, params.loss)
+
+    def attack_batch(target, x, y, seeds):
+        return run(target, x, y, params, seeds)
+
+    return shard.attack_shard(work, "pgd", attack_batch)
+
+
+def run(
+    target: Target, x: torch.Tensor, y: torch.Tensor, params: Params, seeds: np.ndarray
+) -> AttackOutcome:
+    """PGD on one batch of correctly classified images.
+
+    Args:
+        target: What is attacked.
+        x: float32 [N, C, H, W] in [0, 1].
+        y: int64 [N] labels.
+        params: Parameters.
+        seeds: int64 [N], one per image.
+
+    Returns:
+        The first successful iterate of each image; the start counts as iterate 0.
+    """
+    from certbench.attacks.outcome import Ledger
+
+    target.bind(x)
+    ledger = Ledger(x)
+    for restart in range(params.restarts):
+        rows = ledger.open_rows()
+        if not len(rows):
+            break
+        _climb(target, x, y, params, seeds, rows, restart, ledger)
+    return target.outcome(ledger)
+
+
+def _climb(
+    target: Target,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    params: Params,
+    seeds: np.ndarray,
+    rows: torch.Tensor,
+    restart: int,
+    ledger: Ledger,
+) -> None:
+    from certbench.attacks import losses, noise
+    from certbench.attacks.geometry import project, random_start
+
+    norm, epsilon = params.norm, params.epsilon
+    loss = losses.LOSSES[params.loss]
+    x, y = x[rows], y[rows]
+    own = seeds[rows.cpu().numpy()]
+    point = x.clone()
+    if params.random_start:
+        point = random_start(x, norm, epsilon, own, "pgd.start", (restart,), boundary=False)
+    spare = None
+    if norm == "l2":
+        # Where the gradient vanishes a random direction is better than standing still.
+        spare = noise.normal(own, "pgd.spare", (restart,), tuple(x.shape[1:])).to(x.device)
+    for step in range(params.steps + 1):
+        last = step == params.steps
+        if last:
+            logits = target.scores(point, rows)
+        else:
+            logits, _, slope = target.gradient(point, y, loss, rows)
+            if step == 0:
+                ledger.flag(rows, (slope == 0).flatten(1).all(1), "zero_gradient")
+        margin = losses.margin(logits, y)
+        open_ = ~ledger.broken[rows]
+        fresh = target.broken_at(point, y, rows, logits, step, last) & open_
+        ledger.lower_margin(rows[open_], margin[open_])
+        ledger.record(rows, fresh, point, margin, step, restart)
+        if last:
+            break
+        point = project(point + _ascend(slope, spare, params), x, norm, epsilon)
+        if step % _COMPACT_EVERY == _COMPACT_EVERY - 1:
+            keep = (~ledger.broken[rows]).nonzero().flatten()
+            if not len(keep):
+                break
+            if len(keep) < len(rows):
+                rows, x, y, point = rows[keep], x[keep], y[keep], point[keep]
+                spare = spare[keep] if spare is not None else None
+
+
+def _ascend(slope: torch.Tensor, spare: torch.Tensor | None, params: Params) -> torch.Tensor:
+    """The step: epsilon * step_size along the sign (Linf) or the direction (L2) of the gradient."""
+    from certbench.attacks.geometry import length, per_image, unit
+
+    size = params.step_size * params.epsilon
+    if spare is None:
+        return size * slope.sign()
+    import torch
+
+    flat = per_image(length(slope, "l2") == 0, slope)
+    return size * unit(torch.where(flat, spare, slope), "l2")
