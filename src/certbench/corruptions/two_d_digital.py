@@ -95,8 +95,6 @@ def _displace(
     x: np.ndarray, rng: np.random.RandomState, reach: float, sigma: Any, alpha: float
 ) -> np.ndarray:
     """Resample linearly at positions moved by smoothed uniform noise; back to 8 bit."""
-    from scipy import ndimage
-
     height, width = x.shape[:2]
     dx, dy = (
         (
@@ -109,11 +107,61 @@ def _displace(
     )
     rows = np.arange(height)[:, np.newaxis] + dy
     columns = np.arange(width)[np.newaxis, :] + dx
-    out = np.empty(x.shape, dtype=np.uint8)
+    return _to_bytes(_sampled(x, rows, columns))
+
+
+def _sampled(x: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Linear interpolation of ``x`` (float32 [H, W, 3]) at float64 positions [H, W], reflecting.
+
+    Bit-equal to ``scipy.ndimage.map_coordinates(order=1, mode="reflect")`` of every channel, whose
+    order of products and sums it keeps; positions and weights are worked out once, not per channel.
+    """
+    height, width = x.shape[:2]
+    top, bottom, top_weight, bottom_weight = _reflected_taps(rows, height)
+    left, right, left_weight, right_weight = _reflected_taps(columns, width)
+    top *= width
+    bottom *= width
+    corners = (
+        (top + left, top_weight, left_weight),
+        (top + right, top_weight, right_weight),
+        (bottom + left, bottom_weight, left_weight),
+        (bottom + right, bottom_weight, right_weight),
+    )
+    out = np.empty(x.shape, dtype=np.float32)
     for channel in range(3):
-        plane = ndimage.map_coordinates(x[:, :, channel], (rows, columns), order=1, mode="reflect")
-        out[:, :, channel] = np.clip(plane, 0, 1) * 255
+        plane = x[:, :, channel].astype(np.float64, order="C").reshape(-1)
+        total = np.zeros(rows.shape)
+        for index, row_weight, column_weight in corners:
+            term = plane.take(index)
+            term *= row_weight
+            term *= column_weight
+            total += term
+        out[:, :, channel] = total
     return out
+
+
+def _reflected_taps(position: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
+    """Indices of the two neighbours of every position on one axis, and their weights.
+
+    Positions outside are reflected about the outer edges of the first and last pixel, by the steps
+    (and with the tolerance of 1e-15) of SciPy's C code, because rounding depends on them.
+    """
+    period = 2 * size
+    below = position < 0
+    beyond = position > size - 1
+    if below.any():
+        p = position[below]
+        p = np.where(p < -period, period * np.trunc(-p / period) + p, p)
+        mirrored = np.where(p > -1e-15, 1e-15, -p) - 1
+        position[below] = np.where(p < -size, p + period, mirrored)
+    if beyond.any():
+        p = position[beyond]
+        p = p - period * np.trunc(p / period)
+        position[beyond] = np.where(p >= size, period - p - 1, p)
+    low = np.floor(position)
+    share = position - low
+    first = low.astype(np.intp)
+    return first.clip(0, size - 1), (first + 1).clip(0, size - 1), 1 - share, share
 
 
 def _through_hsv(
