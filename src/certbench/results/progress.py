@@ -73,6 +73,11 @@ class Progress:
         """Wall seconds spent on this job so far, over all its attempts."""
         return self._seconds_before + time.monotonic() - self._started
 
+    @property
+    def due(self) -> bool:
+        """Whether enough time has passed that :meth:`save` would write."""
+        return time.monotonic() - self._last >= self.every_s
+
     def load(self) -> dict[str, Any] | None:
         """What was saved by an earlier attempt at the same work, or None."""
         try:
@@ -90,7 +95,7 @@ class Progress:
     def save(self, state: dict[str, Any], force: bool = False) -> None:
         """Keep ``state`` (arrays and JSON values); written at most every ``every_s`` seconds."""
         self._pending = state
-        if force or time.monotonic() - self._last >= self.every_s:
+        if force or self.due:
             self.flush()
 
     def flush(self) -> None:
@@ -102,7 +107,7 @@ class Progress:
         values = {k: v for k, v in state.items() if k not in arrays}
         meta = json.dumps({"work": self.work_hash, "seconds": self.seconds, "values": values})
         with atomic_path(self.path) as path:
-            np.savez(path, __meta__=np.array(meta), **arrays)
+            np.savez(path, __meta__=np.array(meta), **arrays)  # type: ignore[arg-type]
         self._last = time.monotonic()
 
     def clear(self) -> None:

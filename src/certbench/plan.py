@@ -1,0 +1,766 @@
+"""From the configuration to all work, before anything runs.
+
+:func:`make` checks the configuration and enumerates every job with its inputs, outputs and complete
+work description. The Snakefile, the cost estimate and the doctor read this plan; nothing is probed
+while planning, and no torch is imported. The number of jobs is known in advance.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from certbench import config as configuration
+from certbench import params as parameters
+from certbench import paths, plugins
+from certbench.errors import CertbenchError, did_you_mean
+from certbench.threat import Threat
+
+GPU_RULES = ("train", "predict", "collect", "fit", "attack")
+CLEAN = "clean"
+BARE = "none"
+
+# What a figure plug-in may ask for: the rule and the output that hold it.
+_NEEDS = {
+    "tables": ("table", "rows"),
+    "costs": ("table", "cost"),
+    "predictions": ("predict", "rows"),
+    "certificates": ("decide", "rows"),
+    "attacks": ("attack", "rows"),
+    "attack_images": ("attack", "images"),
+    "audits": ("audit", "rows"),
+    "training": ("model", "training"),
+    "index": ("prepare", "index"),
+}
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """One job: a rule with its wildcard values, files and work.
+
+    Attributes:
+        rule: Rule name.
+        key: Wildcard values in the order of :func:`certbench.paths.wildcards`.
+        inputs: Input files by name.
+        outputs: Output files by name.
+        work: Everything the job depends on (JSON values); a change makes it run again.
+    """
+
+    rule: str
+    key: tuple[str, ...]
+    inputs: dict[str, list[str]]
+    outputs: dict[str, str]
+    work: dict[str, Any]
+
+    @property
+    def work_text(self) -> str:
+        """The work as canonical JSON: equal work gives equal text."""
+        return parameters.canonical(self.work)
+
+
+@dataclass(frozen=True)
+class PluginUse:
+    """A plug-in with checked parameters."""
+
+    id: str
+    kind: str
+    name: str
+    module: Any
+    params: Any
+
+    def block(self) -> dict[str, Any]:
+        """What a job needs to know of it."""
+        return {
+            "name": self.name,
+            "version": self.module.version,
+            "params": parameters.as_dict(self.params),
+        }
+
+
+@dataclass(frozen=True)
+class Defense:
+    """A certified defence: a certifier with the parameters of both phases."""
+
+    id: str
+    name: str
+    module: Any
+    collect: Any
+    decide: Any
+
+    def block(self) -> dict[str, Any]:
+        """Identity and parameters, both phases."""
+        return {
+            "id": self.id,
+            "name": self.name,
+            "version": self.module.version,
+            "collect": parameters.as_dict(self.collect),
+            "decide": parameters.as_dict(self.decide),
+        }
+
+    def shard_params(self, start: int, stop: int | None) -> dict[str, Any]:
+        """The collect parameters one shard depends on (the total number of samples is not)."""
+        chosen = getattr(self.module, "shard_params", None)
+        if chosen is None:
+            return parameters.as_dict(self.collect)
+        return chosen(self.collect, start, stop)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A dataset variant: an ordered list of steps."""
+
+    variant_id: str
+    definition: str
+    steps: tuple[PluginUse, ...]
+
+    def block(self) -> dict[str, Any]:
+        """Identity and steps."""
+        return {"variant_id": self.variant_id, "steps": [step.block() for step in self.steps]}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A dataset as an experiment sees it: a split through a view, up to a number of items."""
+
+    dataset: PluginUse
+    split: str
+    view: str
+    size: int
+
+    @property
+    def id(self) -> str:
+        """Path component: readable and unique."""
+        return f"{self.dataset.id}-{self.split}-{self.view.replace('.', '_')}".lower()
+
+    def block(self) -> dict[str, Any]:
+        """Where the items come from; the number of items is not part of a job's identity."""
+        use = self.dataset
+        return {
+            "id": use.id,
+            "plugin": use.name,
+            "version": use.module.version,
+            "params": parameters.as_dict(use.params),
+            "split": self.split,
+            "view": self.view,
+        }
+
+
+@dataclass
+class Plan:
+    """All work of a configuration.
+
+    Attributes:
+        config: The checked configuration with defaults.
+        jobs: Every job, by rule and wildcard values.
+        experiments: For each experiment, the keys of its jobs by rule (predict, collect, ...).
+    """
+
+    config: dict[str, Any]
+    jobs: dict[tuple[str, tuple[str, ...]], PlannedJob] = field(default_factory=dict)
+    experiments: dict[str, dict[str, list[PlannedJob]]] = field(default_factory=dict)
+
+    def job(self, rule: str, wildcards: Any) -> PlannedJob:
+        """The job of a rule for Snakemake's wildcards (any object with those attributes).
+
+        Raises:
+            CertbenchError: The configuration plans no such job.
+        """
+        key = tuple(str(getattr(wildcards, name)) for name in paths.wildcards(rule))
+        try:
+            return self.jobs[rule, key]
+        except KeyError:
+            known = {"/".join(k) for r, k in self.jobs if r == rule}
+            raise CertbenchError(
+                f"the configuration plans no {rule} job '{'/'.join(key)}'",
+                where="target",
+                remedy=did_you_mean("/".join(key), known),
+            ) from None
+
+    def targets(self) -> list[str]:
+        """What ``rule all`` asks for."""
+        return [self.jobs["report", ()].outputs["html"]]
+
+    def counts(self) -> Counter:
+        """Number of jobs by rule."""
+        return Counter(rule for rule, _ in self.jobs)
+
+    def models(self, rule: str) -> list[str]:
+        """Ids of the models that a rule (``train`` or ``fetch``) makes."""
+        return [key[0] for r, key in self.jobs if r == rule]
+
+    def verdicts(self) -> list[str]:
+        """The audit verdict files of all experiments."""
+        return [job.outputs["verdict"] for (rule, _), job in self.jobs.items() if rule == "audit"]
+
+    def resources(self, rule: str) -> dict[str, int]:
+        """Threads, memory, runtime, GPUs and batch size of a rule's jobs (constant per rule)."""
+        group = "gpu_jobs" if rule in GPU_RULES else "cpu_jobs"
+        asked = dict(self.config["resources"][group])
+        return {**asked, "batch_size": self.config["batch_size"]}
+
+
+def make(config: Mapping[str, Any]) -> Plan:
+    """Check a configuration and enumerate all of its work.
+
+    Args:
+        config: The merged configuration, as from YAML.
+
+    Raises:
+        CertbenchError: The first thing that is wrong, with its key and the remedy.
+    """
+    return _Planner(configuration.check(config)).plan
+
+
+class _Planner:
+    """Resolves definitions on first use, so that only what experiments reference is checked."""
+
+    def __init__(self, config: dict[str, Any]):
+        self.config = config
+        self.extra = tuple(config["plugins"])
+        self.plan = Plan(config)
+        self._uses: dict[tuple[str, str], PluginUse] = {}
+        self._defenses: dict[str, Defense] = {}
+        self._variants: dict[str, list[Variant]] = {CLEAN: [Variant(CLEAN, CLEAN, ())]}
+        self.runtime = {
+            "seed": config["seed"],
+            "device": config["device"],
+            "numerics": config["numerics"],
+            "plugins": list(self.extra),
+        }
+        plugins.outside(self.extra)
+        self._metrics = [
+            self._plugin(f"metrics[{i}]", "metric", entry)
+            for i, entry in enumerate(config["metrics"])
+        ]
+        names = Counter(experiment["name"] for experiment in config["experiments"])
+        for name, count in names.items():
+            if count > 1:
+                raise CertbenchError(
+                    f"two experiments are called '{name}'",
+                    where="config: experiments",
+                    remedy="give each its own name",
+                )
+        for i, experiment in enumerate(config["experiments"]):
+            self._experiment(experiment, f"config: experiments[{i}]")
+        self._figures()
+        self._report()
+
+    # -- definitions -------------------------------------------------------------------------
+
+    def _plugin(self, spot: str, kind: str, entry: Mapping[str, Any], skip: tuple = ()):
+        module = plugins.load(kind, entry["type"], self.extra, where=f"config: {spot}.type")
+        values = {k: v for k, v in entry.items() if k not in ("type", *skip)}
+        made = parameters.build(module.Params, values, f"config: {spot}")
+        return PluginUse(spot.rsplit(".", 1)[-1], kind, entry["type"], module, made)
+
+    def _definition(self, section: str, name: str, where: str) -> Mapping[str, Any]:
+        known = self.config[section]
+        if name not in known:
+            raise CertbenchError(
+                f"'{name}' is not defined under {section}",
+                where=where,
+                remedy=did_you_mean(name, [*known, *([CLEAN] if section == "variants" else [])]),
+            )
+        return known[name]
+
+    def _use(self, section: str, kind: str, name: str, where: str, skip: tuple = ()) -> PluginUse:
+        if (section, name) not in self._uses:
+            entry = self._definition(section, name, where)
+            self._uses[section, name] = self._plugin(f"{section}.{name}", kind, entry, skip)
+        return self._uses[section, name]
+
+    def _defense(self, name: str, where: str) -> Defense:
+        if name not in self._defenses:
+            entry = self._definition("defenses", name, where)
+            spot = f"config: defenses.{name}"
+            module = plugins.load("certifier", entry["type"], self.extra, where=f"{spot}.type")
+            phases = (module.CollectParams, module.DecideParams)
+            owned = [{f.name for f in dataclasses.fields(phase)} for phase in phases]
+            values = {k: v for k, v in entry.items() if k != "type"}
+            for key in values:
+                if key not in owned[0] | owned[1]:
+                    raise CertbenchError(
+                        f"unknown key '{key}'",
+                        where=spot,
+                        remedy=did_you_mean(key, set.union(*owned)),
+                    )
+            collect, decide = (
+                parameters.build(phase, {k: v for k, v in values.items() if k in own}, spot)
+                for phase, own in zip(phases, owned, strict=True)
+            )
+            validate = getattr(module, "validate", None)
+            if validate is not None:
+                validate(collect, decide, spot)
+            self._defenses[name] = Defense(name, entry["type"], module, collect, decide)
+        return self._defenses[name]
+
+    def _variant(self, name: str, where: str) -> list[Variant]:
+        if name not in self._variants:
+            entry = self._definition("variants", name, where)
+            steps = entry if isinstance(entry, list) else [entry]
+            choices = [self._sweep(step, f"variants.{name}") for step in steps]
+            self._variants[name] = [
+                Variant(_variant_id(combo), name, combo) for combo in itertools.product(*choices)
+            ]
+        return self._variants[name]
+
+    def _sweep(self, entry: Mapping[str, Any], spot: str) -> list[PluginUse]:
+        """A step with lists for scalar parameters is one step per combination."""
+        module = plugins.load("variant", entry["type"], self.extra, where=f"config: {spot}.type")
+        swept = {
+            key: value
+            for key, value in entry.items()
+            if isinstance(value, list) and parameters.sweepable(module.Params, key)
+        }
+        return [
+            self._plugin(spot, "variant", {**entry, **dict(zip(swept, combination, strict=True))})
+            for combination in itertools.product(*swept.values())
+        ]
+
+    def _split_of(self, dataset: str, split: str, view: str, where: str) -> Selection:
+        """A split through a view, without saying how many items."""
+        from certbench.datasets import views
+
+        use = self._use("datasets", "dataset", dataset, where, skip=("sizes",))
+        sizes = self._sizes(use)
+        if split not in sizes:
+            raise CertbenchError(
+                f"dataset '{use.id}' has no split '{split}'",
+                where=f"{where}.split",
+                remedy=did_you_mean(split, sizes),
+            )
+        views.parse(view)
+        return Selection(use, split, view, 0)
+
+    def _selection(self, entry: Mapping[str, Any], where: str) -> Selection:
+        split = entry["split"]
+        chosen = self._split_of(entry["name"], split, entry["view"], where)
+        use = chosen.dataset
+        sizes = self._sizes(use)
+        size = entry["limit"] or sizes[split]
+        if size is None:
+            raise CertbenchError(
+                f"how many items split '{split}' has is not known before the data are read",
+                where=f"{where}.limit",
+                remedy=f"set a limit here, or datasets.{use.id}.sizes.{split}",
+            )
+        if sizes[split] is not None and size > sizes[split]:
+            raise CertbenchError(
+                f"asks for {size} items; split '{split}' has {sizes[split]}",
+                where=f"{where}.limit",
+                remedy=f"set at most {sizes[split]}, or null for all",
+            )
+        return dataclasses.replace(chosen, size=size)
+
+    def _sizes(self, use: PluginUse) -> dict[str, int | None]:
+        stated = self.config["datasets"][use.id].get("sizes", {})
+        return {**use.module.splits(use.params), **stated}
+
+    # -- jobs --------------------------------------------------------------------------------
+
+    def _add(self, rule: str, key: tuple[str, ...], inputs: dict, work: dict) -> PlannedJob:
+        known = self.plan.jobs.get((rule, key))
+        if known is None:
+            files = {k: [v] if isinstance(v, str) else list(v) for k, v in inputs.items()}
+            known = PlannedJob(rule, key, files, paths.fill(rule, key), work)
+            self.plan.jobs[rule, key] = known
+        elif known.work != work:
+            raise CertbenchError(
+                f"two different {rule} jobs would write {next(iter(known.outputs.values()))}",
+                where="config",
+                remedy="rename one of the definitions",
+            )
+        return known
+
+    def _prepare(self, use: PluginUse) -> PlannedJob:
+        work = {
+            "dataset": use.id,
+            "plugin": use.name,
+            "version": use.module.version,
+            "params": parameters.as_dict(use.params),
+            "splits": list(use.module.splits(use.params)),
+            "sizes": {},
+            "seed": self.config["seed"],
+            "plugins": list(self.extra),
+        }
+        return self._add("prepare", (use.id,), {}, work)
+
+    def _model(self, name: str, where: str) -> PlannedJob:
+        """The job that makes a model: trained by a recipe, or fetched from a source."""
+        entry = self._definition("models", name, where)
+        spot = f"models.{name}"
+        builder = self._plugin(f"{spot}.builder", "model", entry["builder"])
+        if ("recipe" in entry) == ("source" in entry):
+            raise CertbenchError(
+                "a model has either a recipe (it is trained) or a source (it is fetched)",
+                where=f"config: {spot}",
+                remedy="give exactly one of recipe and source",
+            )
+        common = {
+            "model": name,
+            "task": entry["task"],
+            "builder": builder.block(),
+            "num_classes": entry["num_classes"],
+            "normalisation": entry["normalisation"],
+        }
+        if "source" in entry:
+            if entry["num_classes"] is None:
+                raise CertbenchError(
+                    "is required for a model with a source",
+                    where=f"config: {spot}.num_classes",
+                    remedy="set the number of classes of the checkpoint",
+                )
+            source = self._plugin(f"{spot}.source", "source", entry["source"])
+            work = {**common, "source": source.block(), "plugins": list(self.extra)}
+            return self._add("fetch", (name,), {}, work)
+        if "train_on" not in entry:
+            raise CertbenchError(
+                "is required for a model with a recipe",
+                where=f"config: {spot}.train_on",
+                remedy="name the dataset, split and view it is trained on",
+            )
+        recipe = self._plugin(f"{spot}.recipe", "recipe", entry["recipe"])
+        on = entry["train_on"]
+        chosen = self._split_of(on["dataset"], on["split"], on["view"], f"config: {spot}.train_on")
+        if on["val_split"] is not None:
+            self._split_of(on["dataset"], on["val_split"], on["view"], f"config: {spot}.train_on")
+        prepared = self._prepare(chosen.dataset)
+        block = chosen.block()
+        block["train_split"] = block.pop("split")
+        work = {
+            **common,
+            "recipe": recipe.block(),
+            "dataset": {**block, "val_split": on["val_split"], "limit": on["limit"]},
+            "model_seed": entry["seed"],
+            **self.runtime,
+        }
+        inputs = {"index": prepared.outputs["index"], "card": prepared.outputs["card"]}
+        return self._add("train", (name,), inputs, work)
+
+    def _experiment(self, entry: Mapping[str, Any], where: str) -> None:
+        name = entry["name"]
+        for i, rule in enumerate(entry["exclude"]):
+            for key, section in (
+                ("dataset", "datasets"),
+                ("variant", "variants"),
+                ("model", "models"),
+                ("defense", "defenses"),
+                ("attack", "attacks"),
+            ):
+                value = rule.get(key)
+                if value not in (None, CLEAN, BARE):
+                    self._definition(section, value, f"{where}.exclude[{i}].{key}")
+        for i, threat in enumerate(entry["threats"]):
+            _checked_threat(threat, f"{where}.threats[{i}]")
+        jobs: dict[str, list[PlannedJob]] = {
+            rule: []
+            for rule in ("prepare", "model", "predict", "collect", "decide", "fit", "attack")
+        }
+        variants = [
+            variant
+            for i, variant_name in enumerate(entry["variants"])
+            for variant in self._variant(variant_name, f"{where}.variants[{i}]")
+        ]
+        defenses = [
+            None if d == BARE else self._defense(d, f"{where}.defenses[{i}]")
+            for i, d in enumerate(entry["defenses"])
+        ]
+        attacks = [
+            self._use("attacks", "attack", a, f"{where}.attacks[{i}]")
+            for i, a in enumerate(entry["attacks"])
+        ]
+        for i, dataset_entry in enumerate(entry["datasets"]):
+            selection = self._selection(dataset_entry, f"{where}.datasets[{i}]")
+            jobs["prepare"].append(self._prepare(selection.dataset))
+            for j, model_name in enumerate(entry["models"]):
+                model = self._model(model_name, f"{where}.models[{j}]")
+                jobs["model"].append(model)
+                combo = {"dataset": selection.dataset.id, "model": model_name}
+                for variant in variants:
+                    at = {**combo, "variant": variant}
+                    if not _excluded(entry, {**at, "defense": BARE}):
+                        jobs["predict"] += self._predict(selection, variant, model)
+                for defense in defenses:
+                    if defense is not None:
+                        self._certify(entry, selection, variants, model, defense, jobs)
+                for defense, attack, variant in itertools.product(defenses, attacks, variants):
+                    at = {
+                        **combo,
+                        "variant": variant,
+                        "defense": defense.id if defense else BARE,
+                        "attack": attack.id,
+                    }
+                    if not _excluded(entry, at):
+                        jobs["attack"] += self._attack(
+                            selection, variant, model, defense, attack, jobs, where
+                        )
+        jobs = {rule: _unique(found) for rule, found in jobs.items()}
+        self._summaries(name, entry, jobs)
+        self.plan.experiments[name] = jobs
+
+    def _common(self, selection: Selection, variant: Variant, model: PlannedJob) -> dict[str, Any]:
+        return {
+            "task": model.work["task"],
+            "dataset": selection.block(),
+            "variant": variant.block(),
+            "model": model.key[0],
+            **self.runtime,
+        }
+
+    def _files(self, selection: Selection, model: PlannedJob) -> dict[str, str]:
+        prepared = self._prepare(selection.dataset)
+        return {
+            "index": prepared.outputs["index"],
+            "dataset_card": prepared.outputs["card"],
+            "weights": model.outputs["weights"],
+            "model_card": model.outputs["card"],
+        }
+
+    def _item_ranges(self, selection: Selection) -> list[tuple[int, int]]:
+        return paths.ranges(selection.size, self.config["shards"]["items"])
+
+    def _predict(self, selection, variant, model) -> list[PlannedJob]:
+        return [
+            self._add(
+                "predict",
+                (selection.id, variant.variant_id, model.key[0], paths.item_range(*items)),
+                self._files(selection, model),
+                {**self._common(selection, variant, model), "items": list(items)},
+            )
+            for items in self._item_ranges(selection)
+        ]
+
+    def _certify(self, entry, selection, variants, model, defense, jobs) -> None:
+        shards: list[PlannedJob] = []
+        kept: list[Variant] = []
+        for variant in variants:
+            at = {
+                "dataset": selection.dataset.id,
+                "model": model.key[0],
+                "variant": variant,
+                "defense": defense.id,
+            }
+            if _excluded(entry, at):
+                continue
+            kept.append(variant)
+            total = defense.module.samples(defense.collect)
+            sample_ranges: list[tuple[int, int | None]] = (
+                [(0, None)]
+                if total is None
+                else list(paths.ranges(total, self.config["shards"]["samples"]))
+            )
+            for items in self._item_ranges(selection):
+                for start, stop in sample_ranges:
+                    key = (
+                        selection.id,
+                        variant.variant_id,
+                        model.key[0],
+                        defense.id,
+                        f"{paths.item_range(*items)}",
+                        paths.sample_range(start, stop),
+                    )
+                    work = {
+                        **self._common(selection, variant, model),
+                        "defense": {
+                            "id": defense.id,
+                            "name": defense.name,
+                            "version": defense.module.version,
+                            "collect": defense.shard_params(start, stop),
+                        },
+                        "items": list(items),
+                        "samples": [start, stop],
+                        "noise_backend": self.config["noise_backend"],
+                    }
+                    shards.append(self._add("collect", key, self._files(selection, model), work))
+        if not kept:
+            return
+        jobs["collect"] += shards
+        key = (entry["name"], selection.id, model.key[0], defense.id)
+        work = {
+            "task": model.work["task"],
+            "dataset": selection.block(),
+            "variants": [variant.variant_id for variant in kept],
+            "model": model.key[0],
+            "defense": defense.block(),
+            "items": selection.size,
+            "seed": self.config["seed"],
+            "plugins": list(self.extra),
+        }
+        jobs["decide"].append(
+            self._add("decide", key, {"stats": [s.outputs["rows"] for s in shards]}, work)
+        )
+
+    def _attack(self, selection, variant, model, defense, attack, jobs, where) -> list[PlannedJob]:
+        if defense is not None and not hasattr(defense.module, "attack_surface"):
+            raise CertbenchError(
+                f"certifier '{defense.name}' does not say how it is attacked",
+                where=f"{where}.attacks",
+                remedy=f"define attack_surface, or exclude {{defense: {defense.id}}}",
+            )
+        defense_id = defense.id if defense else BARE
+        work = {
+            **self._common(selection, variant, model),
+            "defense": defense.block() if defense else {"id": BARE},
+            "attack": {"id": attack.id, **attack.block()},
+        }
+        files: dict[str, Any] = self._files(selection, model)
+        if hasattr(attack.module, "fit"):
+            key = (selection.id, model.key[0], defense_id, attack.id)
+            fit_work = {k: v for k, v in work.items() if k != "variant"}
+            fitted = self._add("fit", key, self._files(selection, model), fit_work)
+            jobs["fit"].append(fitted)
+            files["artifact"] = fitted.outputs["artifact"]
+        return [
+            self._add(
+                "attack",
+                (
+                    selection.id,
+                    variant.variant_id,
+                    model.key[0],
+                    defense_id,
+                    attack.id,
+                    paths.item_range(*items),
+                ),
+                files,
+                {**work, "items": list(items)},
+            )
+            for items in self._item_ranges(selection)
+        ]
+
+    def _summaries(self, name: str, entry: Mapping[str, Any], jobs: dict[str, list]) -> None:
+        def rows(rule: str) -> list[str]:
+            return [job.outputs["rows"] for job in jobs[rule]]
+
+        audit = self._add(
+            "audit",
+            (name,),
+            {"certificates": rows("decide"), "attacks": rows("attack")},
+            {"experiment": name},
+        )
+        work = {
+            "experiment": name,
+            "title": entry.get("title", name),
+            "metrics": [metric.block() for metric in self._metrics],
+            "threats": entry["threats"],
+            "plugins": list(self.extra),
+        }
+        inputs = {
+            "predictions": rows("predict"),
+            "certificates": rows("decide"),
+            "attacks": rows("attack"),
+            "audit": audit.outputs["rows"],
+            "training": [j.outputs["training"] for j in jobs["model"] if "training" in j.outputs],
+        }
+        table = self._add("table", (name,), inputs, work)
+        jobs["audit"], jobs["table"] = [audit], [table]
+
+    def _figures(self) -> None:
+        for figure, entry in self.config["figures"].items():
+            spot = f"figures.{figure}"
+            use = self._plugin(spot, "figure", entry, skip=("experiments", "caption"))
+            wanted = entry.get("experiments") or list(self.plan.experiments)
+            for i, experiment in enumerate(wanted):
+                if experiment not in self.plan.experiments:
+                    raise CertbenchError(
+                        f"no experiment '{experiment}'",
+                        where=f"config: {spot}.experiments[{i}]",
+                        remedy=did_you_mean(experiment, self.plan.experiments),
+                    )
+            needs = getattr(use.module, "needs", ("tables",))
+            inputs = {need: self._needed(need, wanted) for need in needs}
+            if not any(inputs.values()):
+                continue
+            work = {
+                "figure": {"id": figure, **use.block()},
+                "caption": entry.get("caption", ""),
+                "experiments": wanted,
+                "plugins": list(self.extra),
+            }
+            if "index" in needs:
+                work["selections"] = self._selections(wanted)
+            self._add("figure", (figure,), inputs, work)
+
+    def _needed(self, need: str, experiments: list[str]) -> list[str]:
+        """The files a figure asks for, over its experiments."""
+        if need not in _NEEDS:
+            raise CertbenchError(
+                f"a figure plug-in needs '{need}', which no rule makes",
+                where="figures",
+                remedy=did_you_mean(need, _NEEDS),
+            )
+        rule, output = _NEEDS[need]
+        files = [
+            job.outputs[output]
+            for experiment in experiments
+            for job in self.plan.experiments[experiment][rule]
+            if output in job.outputs
+        ]
+        return list(dict.fromkeys(files))
+
+    def _selections(self, experiments: list[str]) -> list[dict[str, Any]]:
+        """Which datasets and variants the experiments show, for figures of images."""
+        found: dict[str, dict[str, Any]] = {}
+        for experiment in experiments:
+            for job in self.plan.experiments[experiment]["predict"]:
+                one = found.setdefault(
+                    job.key[0],
+                    {"dataset": job.work["dataset"], "index": job.inputs["index"], "variants": {}},
+                )
+                one["variants"][job.key[1]] = job.work["variant"]
+        return [{**one, "variants": list(one["variants"].values())} for one in found.values()]
+
+    def _report(self) -> None:
+        audits = [job for (rule, _), job in self.plan.jobs.items() if rule == "audit"]
+        tables = [job for (rule, _), job in self.plan.jobs.items() if rule == "table"]
+        figures = [job for (rule, _), job in self.plan.jobs.items() if rule == "figure"]
+        inputs = {
+            "tables": [job.outputs["rows"] for job in tables],
+            "costs": [job.outputs["cost"] for job in tables],
+            "audits": [job.outputs["rows"] for job in audits],
+            "verdicts": [job.outputs["verdict"] for job in audits],
+            "figures": [job.outputs["svg"] for job in figures],
+        }
+        work = {
+            "report": self.config["report"],
+            "figures": [{"id": job.key[0], "caption": job.work["caption"]} for job in figures],
+            "experiments": [job.work["experiment"] for job in tables],
+            "config": self.config,
+        }
+        self._add("report", (), inputs, work)
+
+
+def _unique(jobs: list[PlannedJob]) -> list[PlannedJob]:
+    return list({(job.rule, job.key): job for job in jobs}.values())
+
+
+def _variant_id(steps: tuple[PluginUse, ...]) -> str:
+    """A readable name with a hash of everything the steps do."""
+    text = parameters.canonical([step.block() for step in steps])
+    slug = "_".join(step.module.slug(step.params) for step in steps)
+    clean = "".join(c if c.isalnum() or c in "-_" else "-" for c in slug.lower())
+    return f"{clean}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def _excluded(entry: Mapping[str, Any], at: Mapping[str, Any]) -> bool:
+    """Whether an exclude rule matches: every key it gives is there and equal."""
+
+    def matches(key: str, wanted: str) -> bool:
+        if key not in at:
+            return False
+        if key == "variant":
+            return wanted in (at["variant"].definition, at["variant"].variant_id)
+        return at[key] == wanted
+
+    return any(all(matches(k, v) for k, v in rule.items()) for rule in entry["exclude"])
+
+
+def _checked_threat(entry: Mapping[str, Any], where: str) -> Threat:
+    try:
+        return Threat(entry["kind"], entry["norm"], entry["size"], entry["space"])
+    except CertbenchError as error:
+        raise CertbenchError(error.problem, where=where, remedy=error.remedy) from None

@@ -1,0 +1,21 @@
+# Model calls of certified defences: sharded by items and by samples.
+rule collect:
+    input:
+        unpack(inputs("collect")),
+    output:
+        **paths.OUTPUTS["collect"],
+    log:
+        paths.log("collect"),
+    benchmark:
+        paths.benchmark("collect")
+    threads: PLAN.resources("collect")["threads"]
+    resources:
+        **PLAN.resources("collect"),
+    params:
+        work=work("collect"),
+    conda:
+        "../../environment.yml"
+    message:
+        "collect: {wildcards.defense} of {wildcards.model} on {wildcards.variant}, {wildcards.items} {wildcards.samples}"
+    script:
+        "../scripts/collect.py"

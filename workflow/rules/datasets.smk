@@ -1,0 +1,21 @@
+# Read and check every image that will be used, once, before any model runs.
+rule prepare:
+    input:
+        unpack(inputs("prepare")),
+    output:
+        **paths.OUTPUTS["prepare"],
+    log:
+        paths.log("prepare"),
+    benchmark:
+        paths.benchmark("prepare")
+    threads: PLAN.resources("prepare")["threads"]
+    resources:
+        **PLAN.resources("prepare"),
+    params:
+        work=work("prepare"),
+    conda:
+        "../../environment.yml"
+    message:
+        "prepare dataset {wildcards.source}"
+    script:
+        "../scripts/prepare.py"

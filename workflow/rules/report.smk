@@ -1,0 +1,21 @@
+# One self-contained page.
+rule report:
+    input:
+        unpack(inputs("report")),
+    output:
+        **paths.OUTPUTS["report"],
+    log:
+        paths.log("report"),
+    benchmark:
+        paths.benchmark("report")
+    threads: PLAN.resources("report")["threads"]
+    resources:
+        **PLAN.resources("report"),
+    params:
+        work=work("report"),
+    conda:
+        "../../environment.yml"
+    message:
+        "report"
+    script:
+        "../scripts/report.py"
