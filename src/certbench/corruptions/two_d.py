@@ -45,10 +45,10 @@ _MODULES = {
     "saturate": "two_d_digital",
 }
 
-# Own code also under the table ``imagenet``: where the package cannot be seeded (impulse), is several
-# times slower (glass, motion, zoom, frost, brightness, saturate, elastic_transform), divides by
-# zero (spatter), or has no such recipe (elastic_transform_imagenet_c). All but impulse are
-# bit-equal to the package.
+# Own code also under the table ``imagenet``: where the package cannot be seeded (impulse), is
+# several times slower (glass, motion, zoom, frost, brightness, saturate, elastic_transform),
+# divides by zero (spatter), or has no such recipe (elastic_transform_imagenet_c). All but impulse
+# are bit-equal to the package.
 _OWN = frozenset(
     {
         "impulse_noise",

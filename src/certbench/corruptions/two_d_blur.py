@@ -51,11 +51,11 @@ def motion_blur(
         if rng is None:
             raise TypeError("motion_blur needs an angle or a generator")
         angle = rng.uniform(-45, 45)
-    taps = _motion_taps(*image.shape[:2], radius, sigma, angle)
+    height, width, channels = image.shape
+    taps = motion_taps(height, width, radius, sigma, angle)
     above, below, left, right = (max(side) for side in zip(*(_sides(t) for t in taps), strict=True))
     padded = np.pad(image, ((above, below), (left, right), (0, 0)), mode="edge")
     values = padded.reshape(len(padded), -1).astype(np.float64)
-    height, width, channels = image.shape
     out = np.empty((height, width * channels), dtype=np.uint8)
     # Bands of rows, so that the sum stays in the processor's cache over all taps.
     band = max(1, _BAND_VALUES // (width * channels))
@@ -72,7 +72,7 @@ def motion_blur(
     return out.reshape(image.shape)
 
 
-def _motion_taps(
+def motion_taps(
     height: int, width: int, radius: int, sigma: float, angle: float
 ) -> list[tuple[float, int, int]]:
     """Weights and offsets (down, right) of the shifted copies that a motion blur adds up.
