@@ -1,6 +1,6 @@
 """The one entry of every job: log, signals, threads, progress, provenance, clear errors.
 
-A workflow script hands over its ``snakemake`` object (any object with the same attributes will do)::
+A workflow script hands over its ``snakemake`` object (any object with these attributes will do)::
 
     from certbench.job import run_rule
     run_rule("collect", snakemake)
@@ -75,6 +75,7 @@ class Job:
         inputs: Input files by name.
         outputs: Output files by name.
         threads: Number of CPU threads granted.
+        batch_size: Images per forward pass; no part of the work, because rows do not depend on it.
         terminal: The real standard error, for progress bars.
     """
 
@@ -83,6 +84,7 @@ class Job:
     inputs: dict[str, list[Path]]
     outputs: dict[str, Path]
     threads: int = 1
+    batch_size: int = 400
     terminal: IO[str] | None = None
     started: float = field(default_factory=time.monotonic)
 
@@ -229,7 +231,7 @@ def run_rule(rule: str, snakemake: Any) -> None:
     Args:
         rule: A key of :data:`RUNNERS`.
         snakemake: Object with ``input``, ``output``, ``params.work`` (JSON text), ``log``,
-            ``threads``. Nothing else of it is read.
+            ``threads``, ``resources``. Nothing else of it is read.
     """
     inputs = {
         name: [Path(p) for p in ([value] if isinstance(value, str) else value)]
@@ -237,7 +239,15 @@ def run_rule(rule: str, snakemake: Any) -> None:
     }
     outputs = {name: Path(value) for name, value in snakemake.output.items()}
     log = Path(str(snakemake.log[0])) if len(snakemake.log) else None
-    code = execute(rule, json.loads(snakemake.params.work), inputs, outputs, log, snakemake.threads)
+    code = execute(
+        rule,
+        json.loads(snakemake.params.work),
+        inputs,
+        outputs,
+        log,
+        threads=int(snakemake.threads),
+        batch_size=int(snakemake.resources.get("batch_size", 400)),
+    )
     if code:
         _leave(code)
 
@@ -249,6 +259,7 @@ def execute(
     outputs: Mapping[str, Path],
     log: Path | None = None,
     threads: int = 1,
+    batch_size: int = 400,
 ) -> int:
     """Run one job in this process.
 
@@ -259,7 +270,7 @@ def execute(
     for variable in _THREAD_VARIABLES:
         os.environ[variable] = str(threads)
     with _logged(log) as terminal:
-        job = Job(rule, dict(work), dict(inputs), dict(outputs), threads, terminal)
+        job = Job(rule, dict(work), dict(inputs), dict(outputs), threads, batch_size, terminal)
         logger.info("%s: %s", rule, ", ".join(map(str, outputs.values())))
         try:
             with _sigterm_raises():

@@ -102,7 +102,10 @@ class Surface:
         logits: Differentiable objective, float32 [n, C, H, W] -> [n, K]; None without gradients.
         judge: The certified prediction rule, float32 [n, C, H, W] -> int64 [n], -1 abstains. Both
             may state ``needs_items`` and ``passes`` (see :mod:`certbench.attacks.protocol`).
+        confirm: The same rule with random numbers that no attack has seen, called once with
+            ``items=`` on what looks broken; None for deterministic rules.
     """
 
     logits: Callable[..., Any] | None
     judge: Callable[..., Any] | None
+    confirm: Callable[..., Any] | None = None

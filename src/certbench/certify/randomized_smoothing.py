@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from certbench.certify import noise as noises
 from certbench.certify import smoothing, votes
 from certbench.errors import CertbenchError
 from certbench.params import param
@@ -130,11 +131,9 @@ def decide(
     stats: votes.Votes, collect: CollectParams, decide: DecideParams, labels: np.ndarray
 ) -> dict[str, Any]:
     """Certificates of all items, from their counts."""
-    from certbench.certify import noise
-
     coins = None
     if decide.interval == "cp_randomised":
-        coins = noise.uniform_coin(int(stats.identity["seed64"]), stats.item_index)
+        coins = noises.uniform_coin(int(stats.identity["seed64"]), stats.item_index)
     made = smoothing.certify_counts(
         stats.selected if decide.selection == "two_stage" else None,
         stats.estimated,
@@ -187,11 +186,10 @@ def attack_surface(work: SurfaceWork) -> Surface:
         seed64=work.seed64,
         batch_size=work.batch_size,
     )
-    judge = votes.Judge(
-        work,
-        sigma,
-        smoothing.Noise(work.seed64, work.noise_backend),
-        int(work.decide["predict_n"]),
-        float(work.decide["alpha"]),
+    noise = smoothing.Noise(work.seed64, work.noise_backend)
+    n, alpha = int(work.decide["predict_n"]), float(work.decide["alpha"])
+    return Surface(
+        logits=logits,
+        judge=votes.Judge(work, sigma, noise, n, alpha),
+        confirm=votes.Judge(work, sigma, noise, n, alpha, stream=noises.AUDIT),
     )
-    return Surface(logits=logits, judge=judge)

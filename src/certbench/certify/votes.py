@@ -223,14 +223,22 @@ class Judge:
         noise: Seed, backend and kind.
         n: Samples per prediction.
         alpha: Level of PREDICT.
+        stream: Noise stream; :data:`certbench.certify.noise.AUDIT` for a second opinion.
     """
 
     needs_items = True
 
     def __init__(
-        self, work: SurfaceWork, sigma: float, noise: smoothing.Noise, n: int, alpha: float
+        self,
+        work: SurfaceWork,
+        sigma: float,
+        noise: smoothing.Noise,
+        n: int,
+        alpha: float,
+        stream: int = noises.PREDICTION,
     ):
         self.work, self.sigma, self.noise, self.n, self.alpha = work, sigma, noise, n, alpha
+        self.stream = stream
         self.passes = n
 
     def __call__(self, x: torch.Tensor, items: np.ndarray) -> torch.Tensor:
@@ -241,7 +249,7 @@ class Judge:
             self.work.network,
             x.detach().clamp(0, 1),
             np.asarray(items, np.int64),
-            noises.PREDICTION,
+            self.stream,
             0,
             self.n,
             sigma=self.sigma,

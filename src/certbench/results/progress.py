@@ -38,6 +38,7 @@ class Progress:
         self._seconds_before = 0.0
         self._started = time.monotonic()
         self._pending: dict[str, Any] | None = None
+        self.resumed = False
 
     def __enter__(self) -> Progress:
         """Take the lock.
@@ -89,7 +90,9 @@ class Progress:
                 state.update({k: archive[k] for k in archive.files if k != "__meta__"})
         except (FileNotFoundError, OSError, ValueError, KeyError):
             return None
-        self._seconds_before = float(meta.get("seconds", 0.0))
+        if not self.resumed:
+            self._seconds_before = float(meta.get("seconds", 0.0))
+            self.resumed = True
         return state
 
     def save(self, state: dict[str, Any], force: bool = False) -> None:

@@ -1,0 +1,1 @@
+"""Variants of a dataset: ordered steps applied after the view."""

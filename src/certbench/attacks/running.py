@@ -1,0 +1,165 @@
+"""The job ``attack``: one attack on one defended model, variant and range of items."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from certbench.certify.noise import seed64
+from certbench.certify.protocol import Surface, SurfaceWork
+from certbench.models.predicting import open_model
+from certbench.params import build
+from certbench.results import rows
+from certbench.results.atomic import atomic_path
+from certbench.threat import Threat
+from certbench.variants import applying
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from certbench.job import Job
+
+
+@dataclass
+class AttackWork:
+    """What an attack plug-in is given; see :mod:`certbench.attacks.protocol`."""
+
+    params: Any
+    logits: Any
+    judge: Any
+    images: torch.Tensor
+    labels: torch.Tensor
+    item_index: np.ndarray
+    item_ids: list[str]
+    seed64: int
+    device: Any
+    batch_size: int
+    num_classes: int
+    progress: Any
+    tick: Callable[[int, int], None]
+    exact: bool = False
+    artifact: Any = None
+
+
+def surface_of(job: Job, model: Any, num_classes: int, seed: int) -> Surface:
+    """What the attack climbs and what judges it: the bare model, or the job's defence."""
+    block = job.work["defense"]
+    if block["id"] == "none":
+        return Surface(logits=model, judge=None)
+    module = job.plugin("certifier", block["name"])
+    return module.attack_surface(
+        SurfaceWork(
+            network=model,
+            collect=block["collect"],
+            decide=block["decide"],
+            num_classes=num_classes,
+            seed64=seed,
+            device=job.device,
+            batch_size=job.batch_size,
+            numerics=job.work["numerics"],
+        )
+    )
+
+
+def run(job: Job) -> None:
+    """Attack one range of items; writes ``attacks`` rows and the adversarial images.
+
+    Each row's ``status`` is ``clean_error`` (wrong before any attack), ``broken`` or ``survived``.
+    Images are kept losslessly (float32) beside the rows.
+    """
+    import torch
+
+    work = job.work
+    start, stop = work["items"]
+    block = work["attack"]
+    module = job.plugin("attack", block["name"])
+    params = build(module.Params, block["params"], f"attacks.{block['id']}")
+    items = applying.open_items(job, work["dataset"])
+    num_classes = len(items.class_names)
+    model = open_model(job, num_classes)
+    batch, images = applying.load_batch(job, items, start, stop)
+    seed = seed64(work["seed"], work["dataset"]["id"])
+    surface = surface_of(job, model, num_classes, seed)
+    label = f"{block['id']} on {work['defense']['id']} of {work['model']}"
+    with job.progress() as progress, job.bar(len(images), label, "images") as bar:
+        began = time.perf_counter()
+        columns = module.attack(
+            AttackWork(
+                params=params,
+                logits=surface.logits,
+                judge=surface.judge,
+                images=images.to(job.device),
+                labels=torch.from_numpy(batch.labels.astype(np.int64)).to(job.device),
+                item_index=batch.item_index.astype(np.int64),
+                item_ids=batch.item_ids,
+                seed64=seed,
+                device=job.device,
+                batch_size=job.batch_size,
+                num_classes=num_classes,
+                progress=progress,
+                tick=lambda done, total: bar.update(done - bar.done),
+                exact=work["numerics"] == "exact",
+                artifact=job.inputs.get("artifact"),
+            )
+        )
+        columns = dict(columns)
+        adversarial = np.asarray(columns.pop("x_adv"), np.float32)
+        spent = progress.seconds if progress.resumed else time.perf_counter() - began
+        if surface.confirm is not None:
+            _confirm(columns, surface.confirm, adversarial, batch, job.device)
+        _write(job, module, params, columns, adversarial, batch, images, spent)
+        progress.clear()
+
+
+def _confirm(columns: dict, confirm: Any, adversarial: np.ndarray, batch: Any, device: Any) -> None:
+    """Judge successes once more with noise that the attack has never seen.
+
+    An attack asks its judge many times, so a lucky draw of the judge's noise may look like success.
+    """
+    import torch
+
+    broken = np.flatnonzero(np.asarray(columns["status"]) == "broken")
+    if not len(broken):
+        return
+    points = torch.from_numpy(adversarial[broken]).to(device)
+    answers = confirm(points, items=batch.item_index[broken].astype(np.int64)).cpu().numpy()
+    status = np.asarray(columns["status"], object).copy()
+    status[broken[answers == batch.labels[broken]]] = "survived"
+    predictions = np.asarray(columns["adv_pred"]).copy()
+    predictions[broken] = answers
+    forward = np.asarray(columns["n_forward"]).copy()
+    forward[broken] += int(getattr(confirm, "passes", 1))
+    columns |= {"status": status, "adv_pred": predictions, "n_forward": forward}
+
+
+def _write(job, module, params, columns, adversarial, batch, images, spent) -> None:
+    threat = module.threat(params)
+    threat = threat if isinstance(threat, Threat) else Threat(**threat)
+    delta = (adversarial - images.numpy()).astype(np.float64).reshape(len(adversarial), -1)
+    columns |= {
+        "label": batch.labels,
+        "item_id": batch.item_ids,
+        "item_index": batch.item_index,
+        "pert_linf": np.abs(delta).max(1, initial=0.0),
+        "pert_l2": np.sqrt((delta**2).sum(1)),
+    }
+    passes = np.asarray(columns.get("n_forward", np.ones(len(adversarial))), np.float64)
+    columns["device_time_s"] = spent * passes / max(passes.sum(), 1.0)
+    keys = applying.row_keys(
+        job,
+        defense=job.work["defense"]["id"],
+        attack=job.work["attack"]["id"],
+        **threat.row(),
+    )
+    with atomic_path(job.output("images")) as path:
+        np.savez_compressed(
+            path, x_adv=adversarial, item_index=batch.item_index, label=batch.labels
+        )
+    made = rows.table("attacks", columns, keys, module.columns)
+    footer = job.provenance(device_time_s=spent, shape=list(images.shape[1:]))
+    rows.write(job.output("rows"), made, "attacks", footer)
