@@ -59,6 +59,20 @@ class Target:
         self.n_backward = torch.zeros_like(self.n_forward)
         self._finite = torch.ones(len(x), dtype=torch.bool, device=x.device)
 
+    def redraw(self, round_: int) -> bool:
+        """Set which noise an objective that averages over draws uses.
+
+        Args:
+            round_: 0 for the first set of draws.
+
+        Returns:
+            Whether the objective has draws at all.
+        """
+        if not hasattr(self.logits, "redraw"):
+            return False
+        self.logits.redraw(round_)
+        return True
+
     def scores(self, x: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
         """Logits [n, K] of the points ``x`` of the images ``rows``, without gradients."""
         with torch.no_grad():
