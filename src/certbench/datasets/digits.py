@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from certbench.datasets import images
+from certbench.datasets import images, sampling
 from certbench.datasets.card import Card
 from certbench.errors import CertbenchError
 from certbench.params import param
@@ -74,14 +74,11 @@ def prepare(
     labels = source.target.tolist()
     ids = [f"digits/{i:06d}" for i in range(len(labels))]
     sizes = {"test": params.test, "val": params.val, "calibration": params.calibration}
-    # Sizes may leave some digits unused: those belong to no split.
-    sizes["train"] = params.train
-    unused = ITEMS - sum(sizes.values())
-    last = "unused"
-    if unused == 0:
-        last = "train"
-        del sizes["train"]
-    belongs = index.carve(ids, labels, sizes, rest=last, seed=seed, where="digits")
+    rest = "train"
+    if params.train + sum(sizes.values()) < ITEMS:
+        sizes["train"] = params.train
+        rest = "unused"
+    belongs = sampling.carve(ids, labels, sizes, rest, seed, where="digits")
     keep = [i for i, split in enumerate(belongs) if split in splits]
     encoded = []
     for done, i in enumerate(keep, start=1):

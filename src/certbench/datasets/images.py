@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,6 +89,66 @@ def decode_rows(rows: pa.Table, root: Path | None = None) -> list[Image.Image]:
     return images
 
 
+def existing(folder: str | Path, key: str) -> Path:
+    """A folder that the configuration names.
+
+    Args:
+        folder: The folder; a leading ``~`` is the home folder.
+        key: The key that names it, for messages.
+
+    Raises:
+        CertbenchError: There is no such folder.
+    """
+    place = Path(folder).expanduser()
+    if not place.is_dir():
+        raise CertbenchError(
+            f"there is no folder {place}",
+            where=key,
+            remedy="give the folder's path, absolute or relative to the working folder",
+        )
+    return place
+
+
+def files_in(folder: Path) -> list[str]:
+    """Image files below a folder, links followed, hidden files left out.
+
+    Args:
+        folder: An existing folder.
+
+    Returns:
+        Paths relative to ``folder`` with forward slashes, sorted by code point.
+
+    Raises:
+        CertbenchError: A name is not valid UTF-8, or a link leads back to a folder above it.
+    """
+    found: list[str] = []
+
+    def walk(place: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> None:
+        status = place.stat()
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            raise CertbenchError("is a link to a folder that it is in", where=str(place))
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    walk(Path(entry.path), f"{prefix}{entry.name}/", (*above, here))
+                elif entry.name.lower().endswith(EXTENSIONS):
+                    found.append(prefix + entry.name)
+
+    walk(folder, "", ())
+    for name in found:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            shown = name.encode(errors="surrogateescape").decode(errors="replace")
+            raise CertbenchError(
+                f"the file name {shown} is not UTF-8", where=str(folder), remedy="rename it"
+            ) from error
+    return sorted(found)
+
+
 def broken(
     read: Callable[[Any, pa.Table], Sequence[Image.Image]],
     params: Any,
@@ -127,9 +188,13 @@ def broken(
     starts = range(0, len(rows), chunk)
     reasons: dict[str, str] = {}
     done = 0
-    with ThreadPoolExecutor(max(1, threads)) as pool:
+    pool = ThreadPoolExecutor(max(1, threads))
+    try:
         for tried, found in pool.map(attempt, starts):
             done += tried
             reasons.update(found)
             tick(done, len(rows))
+    finally:
+        # When the job is told to end, what has not begun must not hold it up.
+        pool.shutdown(cancel_futures=True)
     return reasons

@@ -8,8 +8,6 @@ the seed; neither on the file system nor on a library's random numbers.
 
 from __future__ import annotations
 
-import hashlib
-import heapq
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from certbench.datasets.card import Card
+from certbench.datasets.sampling import ordered
 from certbench.errors import CertbenchError
 from certbench.results.atomic import atomic_path
 from certbench.results.rows import FOOTER
@@ -143,110 +142,6 @@ def order(items: pa.Table, seed: int) -> pa.Table:
     return taken.append_column("rank", pa.array(ranks, pa.uint32()))
 
 
-def ordered(ids: Sequence[str], labels: Sequence[int | None], seed: int, use: str = "rank") -> list:
-    """Positions of items in the seeded, stratified, nested order.
-
-    Items of a class follow each other by a keyed hash of their ids; the classes take turns as
-    :func:`turns` says.
-
-    Args:
-        ids: Unique names, n of them.
-        labels: Class of each; None is a class of its own.
-        seed: Any integer.
-        use: Purpose; different purposes give independent orders.
-
-    Returns:
-        A permutation of ``0 .. n - 1``.
-    """
-    classes: dict[int | None, list[int]] = {}
-    for i, label in enumerate(labels):
-        classes.setdefault(label, []).append(i)
-    keys = [_key(f"{use}/{seed}/item/{item_id}") for item_id in ids]
-    names = sorted(classes, key=lambda label: (_key(f"{use}/{seed}/class/{label}"), str(label)))
-    queues = [sorted(classes[name], key=lambda i: (keys[i], ids[i])) for name in names]
-    taken = [0] * len(queues)
-    sequence = []
-    for which in turns([len(queue) for queue in queues]):
-        sequence.append(queues[which][taken[which]])
-        taken[which] += 1
-    return sequence
-
-
-def turns(counts: Sequence[int]) -> list[int]:
-    """Whose turn it is, so that every prefix is proportional to within less than one.
-
-    With N = sum(counts), class c has, among the first k, a number x with |x - k counts[c] / N| < 1.
-    This is proportionate-fair scheduling (Baruah, Cohen, Plaxton, Varvel 1996): turn j of class c
-    falls into slots floor(j N / n_c) to ceil((j + 1) N / n_c) - 1, and on one processor taking the
-    earliest deadline first meets all windows.
-
-    Args:
-        counts: Items of each class.
-
-    Returns:
-        N entries; entry k is the class of rank k. Ties go to the class that is listed first.
-    """
-    total = sum(counts)
-    upcoming = [(0, c, 0) for c, n in enumerate(counts) if n > 0]
-    heapq.heapify(upcoming)
-    ready: list[tuple[int, int, int]] = []
-    sequence = []
-    for slot in range(total):
-        while upcoming and upcoming[0][0] <= slot:
-            _, c, j = heapq.heappop(upcoming)
-            heapq.heappush(ready, (-(-(j + 1) * total // counts[c]), c, j))
-            if j + 1 < counts[c]:
-                heapq.heappush(upcoming, ((j + 1) * total // counts[c], c, j + 1))
-        sequence.append(heapq.heappop(ready)[1])
-    return sequence
-
-
-def carve(
-    ids: Sequence[str],
-    labels: Sequence[int | None],
-    sizes: Mapping[str, int],
-    rest: str,
-    seed: int,
-    where: str,
-) -> list[str]:
-    """Divide a source split into disjoint, stratified splits.
-
-    Each holdout is a stratified sample of what the ones before it left. So the first holdout does
-    not change with the sizes of the others.
-
-    Args:
-        ids: Unique names of the items of the source split.
-        labels: Class of each.
-        sizes: Items of each holdout, in the order of carving.
-        rest: The split that gets all others.
-        seed: Any integer.
-        where: Prefix for messages.
-
-    Returns:
-        The split of each item.
-
-    Raises:
-        CertbenchError: The holdouts ask for as many items as there are, or more.
-    """
-    if sum(sizes.values()) >= len(ids) and any(sizes.values()):
-        asked = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        raise CertbenchError(
-            f"the holdouts ({asked}) leave nothing of {len(ids)} items for {rest}",
-            where=where,
-            remedy="make the holdouts smaller",
-        )
-    splits = [rest] * len(ids)
-    left = list(range(len(ids)))
-    for name, size in sizes.items():
-        if size == 0:
-            continue
-        sequence = ordered([ids[i] for i in left], [labels[i] for i in left], seed, f"carve-{name}")
-        for position in sequence[:size]:
-            splits[left[position]] = name
-        left = [i for i in left if splits[i] == rest]
-    return splits
-
-
 def without(items: pa.Table, bad: Iterable[str]) -> pa.Table:
     """An ordered index without some items.
 
@@ -304,7 +199,3 @@ def write(path: str | Path, items: pa.Table, card: Card, provenance: Mapping[str
     group = int(max(1, min(_ROWS_IN_GROUP, _BYTES_IN_GROUP / max(mean, 1))))
     with atomic_path(path) as temporary:
         pq.write_table(items, temporary, compression="zstd", row_group_size=group)
-
-
-def _key(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()

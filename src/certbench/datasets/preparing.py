@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 from collections.abc import Iterator
@@ -46,7 +47,8 @@ def run(job: Job) -> None:
     work = job.work
     where = f"config: datasets.{work['dataset']}"
     plugin = job.plugin("dataset", work["plugin"])
-    params = build(plugin.Params, work["params"], where)
+    with _naming_keys(plugin.Params, where):
+        params = build(plugin.Params, work["params"], where)
     names: list[str] = list(work["splits"])
     known = plugin.splits(params)
     for name in names:
@@ -54,7 +56,8 @@ def run(job: Job) -> None:
             raise CertbenchError(
                 f"no split '{name}'", where=where, remedy=did_you_mean(name, known)
             )
-    with _ticking(job, f"prepare {work['dataset']}") as tick:
+    label = f"prepare {work['dataset']}"
+    with _naming_keys(plugin.Params, where), _ticking(job, label) as tick:
         items, card = plugin.prepare(params, names, int(work["seed"]), tick)
     index.check(items, len(card.class_names), where)
     items = index.order(items, int(work["seed"]))
@@ -85,6 +88,20 @@ def _ticking(job: Job, label: str) -> Iterator[Tick]:
             bar.update(done - bar.done)
 
         yield tick
+
+
+@contextlib.contextmanager
+def _naming_keys(params: type, where: str) -> Iterator[None]:
+    """Complete messages of a plug-in that name a key of its parameters with the key's place."""
+    try:
+        yield
+    except CertbenchError as error:
+        key = (error.where or "").split(".")[0]
+        if key not in {field.name for field in dataclasses.fields(params)}:
+            raise
+        raise CertbenchError(
+            error.problem, where=f"{where}.{error.where}", remedy=error.remedy
+        ) from error
 
 
 def _check_sizes(
