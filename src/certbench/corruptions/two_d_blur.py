@@ -81,8 +81,8 @@ def motion_taps(
     entries for 224 darken the image.
     """
     weights = package().getMotionBlurKernel(2 * radius + 1, sigma)
-    width_ = len(weights)
-    point = (width_ * np.sin(np.deg2rad(angle)), width_ * np.cos(np.deg2rad(angle)))
+    count = len(weights)
+    point = (count * np.sin(np.deg2rad(angle)), count * np.cos(np.deg2rad(angle)))
     length = math.hypot(point[0], point[1])
     taps = []
     for i, weight in enumerate(weights):

@@ -7,6 +7,7 @@ Values are truncated to 8 bit, as in the published benchmark (Hendrycks and Diet
 
 from __future__ import annotations
 
+from functools import lru_cache
 from io import BytesIO
 from typing import Any
 
@@ -18,6 +19,9 @@ from certbench.corruptions.imagecorruptions_adapter import gaussian
 _SECTORS = np.array(
     [[0, 1, 2], [1, 0, 2], [2, 0, 1], [2, 1, 0], [1, 2, 0], [0, 2, 1]], dtype=np.intp
 )
+
+# Radius in pixels from which a Gaussian filter of an image-sized field is done as matrix products.
+_WIDE = 48
 
 
 def brightness(image: np.ndarray, entry: float, rng: Any = None) -> np.ndarray:
@@ -97,17 +101,49 @@ def _displace(
     """Resample linearly at positions moved by smoothed uniform noise; back to 8 bit."""
     height, width = x.shape[:2]
     dx, dy = (
-        (
-            gaussian(
-                rng.uniform(-reach, reach, size=(height, width)), sigma, mode="reflect", truncate=3
-            )
-            * alpha
-        ).astype(np.float32)
+        (_smoothed(rng.uniform(-reach, reach, size=(height, width)), sigma) * alpha).astype(
+            np.float32
+        )
         for _ in range(2)
     )
     rows = np.arange(height)[:, np.newaxis] + dy
     columns = np.arange(width)[np.newaxis, :] + dx
     return _to_bytes(_sampled(x, rows, columns))
+
+
+def _smoothed(noise: np.ndarray, sigma: Any) -> np.ndarray:
+    """Gaussian filter of ``noise`` (float64 [H, W]), cut at 3 sigma, reflecting at the edges.
+
+    The recipe of ImageNet-C has filters wider than the image (sigma 171 at 224 pixels), where
+    one product with a matrix per axis takes a hundredth of the time of a convolution.
+    """
+    if np.max(sigma) * 3 < _WIDE:
+        return gaussian(noise, sigma, mode="reflect", truncate=3)
+    rows, columns = (
+        reflected_filter(size, float(s), 3.0)
+        for size, s in zip(noise.shape, np.broadcast_to(sigma, 2), strict=True)
+    )
+    return rows @ noise @ columns.T
+
+
+@lru_cache(maxsize=16)
+def reflected_filter(size: int, sigma: float, truncate: float) -> np.ndarray:
+    """A Gaussian filter with reflecting edges as a matrix, float64 [size, size].
+
+    Args:
+        size: Length of the axis.
+        sigma: Standard deviation in pixels, > 0.
+        truncate: Radius of the filter in standard deviations.
+    """
+    radius = int(truncate * sigma + 0.5)
+    offsets = np.arange(-radius, radius + 1)
+    weights = np.exp(-0.5 / (sigma * sigma) * offsets**2)
+    weights /= weights.sum()
+    positions = (np.arange(size)[:, np.newaxis] + offsets) % (2 * size)
+    positions = np.minimum(positions, 2 * size - 1 - positions)
+    matrix = np.zeros((size, size))
+    np.add.at(matrix, (np.arange(size)[:, np.newaxis], positions), weights)
+    return matrix
 
 
 def _sampled(x: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
