@@ -5,6 +5,7 @@ Imported by :mod:`certbench.certify.noise` when tensors are made; it imports tor
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import shutil
@@ -25,11 +26,13 @@ Tensor = torch.Tensor
 _MASK = 0xFFFFFFFF
 # The multipliers less 2^32: products of a 32-bit word with these fit a signed 64-bit integer.
 _MULTIPLIERS = (0xD2511F53 - 2**32, 0xCD9E8D57 - 2**32)
-# Rows are padded to whole multiples of 16 blocks (the widest CPU vector of float32), so that no
-# vectorised loop has a scalar tail, whose logarithm would round differently.
-_PAD = 16
-# Blocks per eager step: temporaries that stay in the cache, and bounded memory.
-_CHUNK = 1 << 16
+# Rows are cut into tiles of 64 blocks (256 elements). Whole tiles fill the widest CPU vectors, so
+# that no vectorised loop has a scalar tail, whose logarithm would round differently.
+_TILE = 64
+# Tiles per step: temporaries that stay in the cache, bounded memory, and for the compiled version
+# the one shape it is compiled for.
+_EAGER_TILES = 256
+_COMPILED_TILES = 256
 
 
 def _philox(counter: list[Any], keys: Any) -> list[Tensor]:
@@ -108,58 +111,73 @@ def fill(
 
         _noise_triton.fill(kind, keys[0], stream, images, samples, scale, out)
     elif backend == "compiled":
-        with torch.no_grad():
+        with torch.inference_mode():
             _fill_compiled(kind, keys, stream, images, samples, scale, out)
     else:
-        with torch.no_grad():
+        with torch.inference_mode():
             _fill_eager(kind, keys, stream, images, samples, scale, out)
 
 
-def _padded_blocks(elements: int) -> int:
-    return -(-elements // (4 * _PAD)) * _PAD
+def _fill_tiles(generate, step: int, images: Tensor, samples: Tensor, out: Tensor) -> None:
+    """Cut the rows into tiles, generate ``step`` tiles at a time, and put them in their places.
+
+    ``generate(images, samples, first blocks)`` gives float32 [tiles, _TILE, 4] from int64 [tiles].
+    """
+    rows, elements = out.shape
+    per_row = -(-elements // (4 * _TILE))
+    tile_images = images.repeat_interleave(per_row)
+    tile_samples = samples.repeat_interleave(per_row)
+    tile_blocks = torch.arange(0, per_row * _TILE, _TILE, device=out.device).repeat(rows)
+    whole = elements == per_row * 4 * _TILE
+    target = out if whole else out.new_empty(rows, per_row * 4 * _TILE)
+    flat = target.view(-1, _TILE, 4)
+    for start in range(0, flat.shape[0], step):
+        part = slice(start, start + step)
+        place = flat[part]
+        made = generate(tile_images[part], tile_samples[part], tile_blocks[part])
+        place.copy_(made[: place.shape[0]])
+    if not whole:
+        out.copy_(target[:, :elements])
 
 
 def _fill_eager(kind, keys, stream, images, samples, scale, out) -> None:
-    rows, elements = out.shape
-    count = _padded_blocks(elements)
-    blocks = torch.arange(count, device=out.device).unsqueeze(0)
-    step = max(1, _CHUNK // count)
-    for start in range(0, rows, step):
-        part = slice(start, start + step)
-        counter = [blocks, samples[part, None], images[part, None], stream]
-        words = _philox(counter, keys)
-        noise = torch.stack(_TRANSFORMS[kind](words, scale), dim=-1)
-        out[part] = noise.view(noise.shape[0], -1)[:, :elements]
+    lane = torch.arange(_TILE, device=out.device)
+
+    def generate(image: Tensor, sample: Tensor, block: Tensor) -> Tensor:
+        counter = [block[:, None] + lane, sample[:, None], image[:, None], stream]
+        return torch.stack(_TRANSFORMS[kind](_philox(counter, keys), scale), dim=-1)
+
+    _fill_tiles(generate, _EAGER_TILES, images, samples, out)
 
 
 def _fill_compiled(kind, keys, stream, images, samples, scale, out) -> None:
-    rows, elements = out.shape
-    count = _padded_blocks(elements)
     device = out.device
-    blocks = torch.arange(count, device=device)
-    key_words = torch.tensor(keys, dtype=torch.int64, device=device).view(-1)
-    scalar = torch.tensor([scale], dtype=torch.float32, device=device)
-    words = torch.tensor([stream], dtype=torch.int64, device=device)
-    if rows == 1:  # a size of 1 would be compiled apart
-        images, samples = images.expand(2).contiguous(), samples.expand(2).contiguous()
-    direct = rows > 1 and elements == 4 * count
-    target = out if direct else out.new_empty(images.shape[0], 4 * count)
-    _compiled(kind)(target.view(-1, count, 4), blocks, samples, images, words, key_words, scalar)
-    if not direct:
-        out.copy_(target[:rows, :elements])
+    # Numbers travel in tensors: a number in the graph would be compiled in.
+    lane = torch.arange(_TILE, device=device)
+    words = torch.tensor([*itertools.chain(*keys), stream], dtype=torch.int64, device=device)
+    factor = torch.tensor([scale], dtype=torch.float32, device=device)
+    compiled = _compiled(kind)
+
+    def generate(*tiles: Tensor) -> Tensor:
+        # Always the one compiled shape, in fresh tensors: a view or another size compiles anew.
+        full = [tile.new_zeros(_COMPILED_TILES) for tile in tiles]
+        for place, tile in zip(full, tiles, strict=True):
+            place[: tile.shape[0]] = tile
+        return compiled(*full, lane, words, factor)
+
+    _fill_tiles(generate, _COMPILED_TILES, images, samples, out)
 
 
 @cache
-def _compiled(kind: str) -> Callable[..., None]:
+def _compiled(kind: str) -> Callable[..., Tensor]:
     transform = _TRANSFORMS[kind]
 
-    def make(out, blocks, samples, images, stream, keys, scale):
-        pairs = [(keys[2 * i], keys[2 * i + 1]) for i in range(10)]
-        counter = [blocks[None, :], samples[:, None], images[:, None], stream]
-        words = _philox(counter, pairs)
-        out.copy_(torch.stack(transform(words, scale[0]), dim=-1))
+    def make(image, sample, block, lane, words, factor):
+        keys = [(words[2 * i], words[2 * i + 1]) for i in range(10)]
+        counter = [block[:, None] + lane, sample[:, None], image[:, None], words[20]]
+        return torch.stack(transform(_philox(counter, keys), factor[0]), dim=-1)
 
-    return torch.compile(make, dynamic=True, fullgraph=True)
+    return torch.compile(make, dynamic=False, fullgraph=True)
 
 
 @cache

@@ -258,7 +258,7 @@ def noise_batch(
         samples: int64 [B], sample indices in [0, 2^32).
         shape: Shape of one sample, for example ``(C, H, W)``.
         sigma: Standard deviation, >= 0, in the units of the image.
-        device: Where the noise is made; that of ``image_ids`` by default.
+        device: Where the noise is made; by default that of ``out``, else of ``image_ids``.
         dtype: float32 (default) or float64. Half precision is refused: noise is added in float32
             and the sum is cast, because rounding the noise itself changes its distribution.
         backend: One of :data:`BACKENDS`.
@@ -298,7 +298,7 @@ def uniform_batch(
         samples: int64 [B], sample indices in [0, 2^32).
         shape: Shape of one sample.
         half_width: Largest size of the noise, >= 0.
-        device: Where the noise is made; that of ``image_ids`` by default.
+        device: Where the noise is made; by default that of ``out``, else of ``image_ids``.
         dtype: float32 (default) or float64.
         backend: One of :data:`BACKENDS`.
         out: float32 [B, *shape], contiguous, written in place and returned.
@@ -342,7 +342,9 @@ def _batch(
             where="dtype",
             remedy="add the noise in float32, then cast the sum",
         )
-    device = torch.device(image_ids.device if device is None else device)
+    if device is None:
+        device = image_ids.device if out is None else out.device
+    device = torch.device(device)
     image_ids, samples = (
         _indices(t, n) for t, n in ((image_ids, "image_ids"), (samples, "samples"))
     )

@@ -1,0 +1,375 @@
+"""The scheme's known answers, its independence of batches, and its distribution."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from certbench.certify import noise
+from certbench.errors import CertbenchError
+
+SEED = 0x0123456789ABCDEF
+
+# stream, image, sample, block, words, normals
+NOISE_ANSWERS = [
+    (1, 7, 42, 0, "767e618b d6b720e7 cef6f65f 7dc0957f",
+     (0.6567090858, -1.0532658177, -0.6511263253, 0.0359573799)),
+    (1, 7, 42, 1, "6fb70043 97ffb31d 4b0750af 8fe1677e",
+     (-1.0707958203, -0.7154382957, -1.4492145614, -0.5953099733)),
+    (0, 7, 42, 0, "e67dcded 6a70654a 9ff52819 becf8dc4",
+     (-0.3955082327, 0.2313024431, -0.0283032788, -0.9693996668)),
+    (1, 7, 43, 0, "11a7be0f ba07c2a5 5d53b7a9 2e3f3df6",
+     (-0.3376321999, -2.2878578856, 0.5995918028, 1.2878762341)),
+    (1, 8, 42, 0, "0917a81f 366e9668 288d2589 af829afb",
+     (0.6011791338, 2.5127790862, -0.7559025261, -1.7646041814)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "words"),
+    [
+        ((0, 0, 0, 0), (0, 0), "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ((2**32 - 1,) * 4, (2**32 - 1,) * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            "d16cfe09 94fdcceb 5001e420 24126ea1",
+        ),
+    ],
+)
+def test_philox_gives_the_published_vectors(counter, key, words):
+    assert [f"{word:08x}" for word in noise.philox4x32(counter, key)] == words.split()
+
+
+@pytest.mark.parametrize(("stream", "image", "sample", "block", "words", "normals"), NOISE_ANSWERS)
+def test_noise_known_answers(stream, image, sample, block, words, normals):
+    key = (SEED % 2**32, SEED >> 32)
+    drawn = noise.philox4x32((block, sample, image, stream), key)
+    assert [f"{word:08x}" for word in drawn] == words.split()
+    made = noise.philox_normal(SEED, stream, image, sample, 4 * block + 4)[4 * block :]
+    assert made == pytest.approx(normals, abs=1e-9)
+
+
+def test_many_samples_are_the_rows_of_single_ones_and_a_shorter_sample_is_a_prefix():
+    rows = noise.philox_normal(SEED, noise.ESTIMATION, 3, np.array([5, 9, 2**32 - 1]), 10)
+    assert rows.shape == (3, 10)
+    assert np.array_equal(rows[1], noise.philox_normal(SEED, 1, 3, 9, 10))
+    assert np.array_equal(rows[2, :7], noise.philox_normal(SEED, 1, 3, 2**32 - 1, 7))
+
+
+def test_the_seed_of_a_data_set_is_fixed_for_ever():
+    # Recorded once: another value would silently change every result.
+    assert noise.seed64(0, "digits") == 0x9D050DCE8970CE0F
+    assert noise.seed64(20260101, "cifar10") == 0xE783604DC7A8522F
+    assert noise.seed64(0, "digits") != noise.seed64(1, "digits")
+    assert noise.seed64(0, "digits") != noise.seed64(0, "streets")
+    assert 0 <= noise.seed64(-5, "x") < 2**64
+
+
+def test_streams_do_not_share_numbers():
+    streams = (
+        noise.SELECTION,
+        noise.ESTIMATION,
+        noise.PREDICTION,
+        noise.AUDIT,
+        noise.TRAINING,
+        noise.ATTACK,
+        noise.COIN,
+    )
+    assert streams == (0, 1, 2, 3, 16, 17, 18)
+    first = {float(noise.philox_normal(SEED, stream, 0, 0, 1)[0]) for stream in streams}
+    assert len(first) == len(streams)
+
+
+def test_reference_normals_and_uniforms_have_their_distribution():
+    # Fixed seed; each Kolmogorov-Smirnov test would fail by chance with probability 1e-6.
+    normals = noise.philox_normal(2024, noise.ESTIMATION, 11, np.arange(300), 3072).ravel()
+    assert stats.kstest(normals[::3], "norm").pvalue > 1e-6
+    uniforms = noise.philox_uniform(2024, noise.ESTIMATION, 11, np.arange(100), 3072).ravel()
+    assert stats.kstest(uniforms, stats.uniform(-1, 2).cdf).pvalue > 1e-6
+    # Moments within 5 standard errors: false-alarm probability 6e-7 each.
+    m = normals.size
+    assert abs(normals.mean()) < 5 / np.sqrt(m)
+    assert abs(normals.var() - 1) < 5 * np.sqrt(2 / m)
+    assert abs((normals**3).mean()) < 5 * np.sqrt(15 / m)
+    assert abs((normals**4).mean() - 3) < 5 * np.sqrt(96 / m)
+    # Beyond 4 sigma in both tails: Poisson, 5 standard errors.
+    expected = m * 2 * stats.norm.sf(4)
+    assert abs(np.sum(np.abs(normals) > 4) - expected) < 5 * np.sqrt(expected)
+
+
+def test_neighbours_in_every_coordinate_are_uncorrelated():
+    # 5 standard errors of a correlation of m pairs: false-alarm probability 6e-7 each.
+    def draw(stream=1, image=0, sample=0):
+        return noise.philox_normal(99, stream, image, np.arange(sample, sample + 20), 3072).ravel()
+
+    base = draw()
+    for other in (draw(image=1), draw(stream=0), draw(stream=2), draw(sample=20), np.roll(base, 1)):
+        assert abs(np.corrcoef(base, other)[0, 1]) < 5 / np.sqrt(base.size)
+        assert abs(np.corrcoef(base**2, other**2)[0, 1]) < 5 / np.sqrt(base.size)
+
+
+def test_the_coin_is_fixed_by_seed_and_image_and_uniform():
+    coins = noise.uniform_coin(SEED, np.arange(20000))
+    assert coins[17] == noise.uniform_coin(SEED, 17)
+    assert coins.min() > 0 and coins.max() < 1
+    assert stats.kstest(coins, "uniform").pvalue > 1e-6  # false-alarm probability 1e-6
+    assert noise.uniform_coin(SEED + 1, 17) != coins[17]
+
+
+# --- torch -------------------------------------------------------------------------------------
+
+COMPILED = pytest.param("compiled", marks=pytest.mark.slow)
+
+
+def pairs(count):
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 2**32, (count,), generator=generator)
+    samples = torch.randint(0, 2**32, (count,), generator=generator)
+    return images, samples
+
+
+def reference(make, images, samples, elements):
+    return np.stack(
+        [make(SEED, 1, int(i), int(s), elements) for i, s in zip(images, samples, strict=True)]
+    )
+
+
+@pytest.mark.parametrize("backend", ["eager", COMPILED])
+@pytest.mark.parametrize("shape", [(3, 32, 32), (3, 5, 7), (1,)])
+def test_batches_match_the_reference(backend, shape):
+    images, samples = pairs(61)
+    made = noise.noise_batch(SEED, 1, images, samples, shape, 0.25, backend=backend)
+    assert made.shape == (61, *shape) and made.dtype == torch.float32
+    exact = reference(noise.philox_normal, images, samples, int(np.prod(shape)))
+    error = np.abs(made.view(61, -1).numpy() / 0.25 - exact)
+    assert np.mean(error <= 5e-6) >= 0.999 and error.max() <= 5e-4
+    uniform = noise.uniform_batch(SEED, 1, images, samples, shape, 0.5, backend=backend)
+    exact = reference(noise.philox_uniform, images, samples, int(np.prod(shape)))
+    assert np.array_equal(uniform.view(61, -1).numpy(), (0.5 * exact).astype(np.float32))
+
+
+def test_extreme_words_keep_their_relative_accuracy():
+    from certbench.certify._noise_torch import _log_uniform
+
+    near = np.arange(4000)
+    words = np.concatenate([near, 2**32 - 1 - near, 2**31 - 2000 + near])
+    exact = np.log((words + 0.5) / 2**32)
+    made = _log_uniform(torch.from_numpy(words)).numpy()
+    assert np.max(np.abs(made - exact) / np.abs(exact)) < 1e-6
+
+
+@pytest.mark.parametrize("backend", ["eager", COMPILED])
+@pytest.mark.parametrize("shape", [(3, 32, 32), (3, 5, 7), (1, 8, 8)])
+def test_any_split_of_the_rows_gives_the_same_bits(backend, shape):
+    images, samples = pairs(130)
+
+    def made(size, order=slice(None)):
+        i, s = images[order], samples[order]
+        parts = [
+            noise.noise_batch(
+                SEED, 1, i[k : k + size], s[k : k + size], shape, 0.5, backend=backend
+            )
+            for k in range(0, 130, size)
+        ]
+        return torch.cat(parts)
+
+    whole = made(130)
+    for size in (1, 7, 64):
+        assert torch.equal(made(size), whole)
+    order = torch.randperm(130, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(made(64, order), whole[order])
+
+
+@pytest.mark.parametrize("backend", ["eager", COMPILED])
+def test_the_number_of_threads_changes_no_bit(backend):
+    images, samples = pairs(100)
+    before = torch.get_num_threads()
+    try:
+        made = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            made.append(
+                noise.noise_batch(SEED, 1, images, samples, (3, 32, 32), 1.0, backend=backend)
+            )
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*made)
+
+
+def test_noise_scales_with_sigma_and_is_shared_between_levels():
+    images, samples = pairs(4)
+    unit = noise.noise_batch(SEED, 1, images, samples, (2, 9), 1.0, backend="eager")
+    for sigma in (0.12, 0.5, 2.0):
+        made = noise.noise_batch(SEED, 1, images, samples, (2, 9), sigma, backend="eager")
+        assert torch.equal(made, unit * sigma)
+    assert not noise.noise_batch(SEED, 1, images, samples, (2, 9), 0.0, backend="eager").any()
+
+
+def test_output_buffers_modes_and_types():
+    images, samples = pairs(3)
+    plain = noise.noise_batch(SEED, 1, images, samples, (7,), 1.0, backend="eager")
+    buffer = torch.full((3, 7), torch.nan)
+    given = noise.noise_batch(SEED, 1, images, samples, (7,), 1.0, backend="eager", out=buffer)
+    assert given is buffer and torch.equal(buffer, plain)
+    with torch.inference_mode():
+        inside = noise.noise_batch(SEED, 1, images, samples, (7,), 1.0, backend="eager")
+        noise.noise_batch(SEED, 1, images, samples, (7,), 1.0, backend="eager", out=inside)
+    assert torch.equal(inside, plain)
+    assert not plain.is_inference()  # usable in training
+    wide = noise.noise_batch(
+        SEED, 1, images, samples, (7,), 1.0, dtype=torch.float64, backend="eager"
+    )
+    assert wide.dtype == torch.float64 and torch.equal(wide.float(), plain)
+    empty = torch.empty(0, dtype=torch.int64)
+    assert noise.noise_batch(SEED, 1, empty, empty, (7,), 1.0, backend="eager").shape == (0, 7)
+
+
+@pytest.mark.slow
+def test_compiled_noise_works_in_every_grad_mode_without_compiling_again():
+    from torch._dynamo.utils import counters
+
+    images, samples = pairs(5)
+
+    def made(**options):
+        return noise.noise_batch(
+            SEED, 1, images, samples, (3, 8, 8), 1.0, backend="compiled", **options
+        )
+
+    plain = made()
+    compiled = counters["stats"]["unique_graphs"]
+    with torch.inference_mode():
+        inside = made()
+        made(out=inside)
+    with torch.no_grad():
+        assert torch.equal(made(), plain)
+    assert torch.equal(inside, plain) and not plain.is_inference()
+    noise.noise_batch(7, 2, images[:1], samples[:1], (1, 300, 3), 0.3, backend="compiled")
+    assert counters["stats"]["unique_graphs"] == compiled
+
+
+@pytest.mark.slow
+def test_auto_takes_the_compiled_backend_where_there_is_a_compiler_and_eager_elsewhere(monkeypatch):
+    from certbench.certify import _noise_torch
+
+    assert noise.resolve_backend("cpu") == "compiled"
+    monkeypatch.setattr(_noise_torch.shutil, "which", lambda name: None)
+    assert noise.resolve_backend("cpu") == "eager"
+
+
+def test_a_backend_that_fails_its_trial_is_not_used(monkeypatch):
+    from certbench.certify import _noise_torch
+
+    def broken(*arguments):
+        raise RuntimeError("no compiler")
+
+    def wrong(kind, keys, stream, images, samples, scale, out):
+        out.zero_()
+
+    for fill in (broken, wrong):
+        _noise_torch._works.cache_clear()
+        monkeypatch.setattr(_noise_torch, "_fill_compiled", fill)
+        monkeypatch.setattr(_noise_torch.shutil, "which", lambda name: "/usr/bin/c++")
+        assert noise.resolve_backend("cpu", "auto") == "eager"
+        with pytest.raises(CertbenchError, match="does not work on cpu"):
+            noise.resolve_backend("cpu", "compiled")
+    _noise_torch._works.cache_clear()
+
+
+KERNEL_CHECK = """
+import numpy as np, torch
+from certbench.certify import noise
+seed = 0xF123456789ABCDEF
+images = torch.tensor([7, 2**32 - 1, 0]); samples = torch.tensor([42, 2**32 - 1, 5])
+assert noise.resolve_backend("cpu", "triton") == "triton"
+for shape in ((3, 32, 32), (3, 5, 7), (1,)):
+    n = int(np.prod(shape))
+    args = (seed, 1, images, samples, shape, 1.0)
+    made = noise.noise_batch(*args, backend="triton")
+    exact = np.stack([noise.philox_normal(seed, 1, int(i), int(s), n)
+                      for i, s in zip(images, samples)])
+    assert np.abs(made.view(3, -1).numpy() - exact).max() < 5e-6
+    alone = noise.noise_batch(seed, 1, images[1:2], samples[1:2], shape, 1.0, backend="triton")
+    assert torch.equal(alone[0], made[1])
+    uniform = noise.uniform_batch(*args, backend="triton")
+    assert torch.equal(uniform, noise.uniform_batch(*args, backend="eager"))
+"""
+
+
+def test_the_triton_kernel_matches_the_reference_in_the_interpreter():
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", KERNEL_CHECK], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_triton_kernel_compiles_for_gpus_that_are_not_here():
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from certbench.certify import _noise_triton
+
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("interpreted kernels are not compiled")
+    types = {"out": "*fp32", "images": "*i64", "samples": "*i64", "scale": "fp32"}
+    types |= dict.fromkeys(("key0", "key1", "stream", "elements", "tiles"), "i32")
+    for normal in (True, False):
+        constants = {"NORMAL": normal, "BLOCK": _noise_triton.BLOCK}
+        source = ASTSource(
+            fn=_noise_triton._kernel,
+            signature=types | dict.fromkeys(constants, "constexpr"),
+            constexprs=constants,
+        )
+        built = triton.compile(source, target=GPUTarget("cuda", 80, 32))
+        assert "mul.hi.u32" in built.asm["ptx"] and "cos.approx" not in built.asm["ptx"]
+        assert built.asm["cubin"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_triton_kernel_matches_the_reference_on_a_gpu():
+    images, samples = pairs(50)
+    made = noise.noise_batch(SEED, 1, images, samples, (3, 32, 32), 1.0, "cuda", backend="triton")
+    error = np.abs(
+        made.view(50, -1).cpu().numpy() - reference(noise.philox_normal, images, samples, 3072)
+    )
+    assert np.mean(error <= 5e-6) >= 0.999 and error.max() <= 5e-4
+
+
+IDS = torch.arange(2)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: noise.noise_batch(2**64, 1, IDS, IDS, (4,), 1.0), "64 bits"),
+        (lambda: noise.noise_batch(-1, 1, IDS, IDS, (4,), 1.0), "64 bits"),
+        (lambda: noise.noise_batch(0, 1, IDS.int(), IDS, (4,), 1.0), "int64"),
+        (lambda: noise.noise_batch(0, 1, IDS, IDS[:1], (4,), 1.0), "one sample per row"),
+        (lambda: noise.noise_batch(0, 1, IDS - 1, IDS, (4,), 1.0), r"\[0, 2\^32\)"),
+        (lambda: noise.noise_batch(0, 1, IDS, IDS + 2**32, (4,), 1.0), r"\[0, 2\^32\)"),
+        (lambda: noise.noise_batch(0, 1, IDS, IDS, (4,), -0.5), "not negative"),
+        (lambda: noise.noise_batch(0, 1, IDS, IDS, (4,), float("nan")), "not negative"),
+        (lambda: noise.noise_batch(0, 1, IDS, IDS, (4,), 1.0, dtype=torch.bfloat16), "cast"),
+        (lambda: noise.noise_batch(0, 1, IDS, IDS, (4,), 1.0, out=torch.empty(2, 5)), "contiguous"),
+        (lambda: noise.noise_batch(0, 1, IDS, IDS, (4,), 1.0, backend="tritn"), "triton"),
+        (lambda: noise.philox_normal(0, 1, -1, 0, 4), r"\[0, 2\^32\)"),
+        (lambda: noise.philox_normal(0, 1, 0, 0.5, 4), "integer"),
+        (lambda: noise.philox_normal(0, 1, 0, 0, 0), "at least 1"),
+    ],
+)
+def test_bad_input_is_refused_with_the_reason(call, message):
+    with pytest.raises(CertbenchError, match=message):
+        call()
+
+
+def test_importing_the_module_loads_no_torch():
+    code = "import sys, certbench.certify.noise; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
