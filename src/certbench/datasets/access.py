@@ -111,8 +111,8 @@ class Items:
             self._starts = np.concatenate([[0], np.cumsum(sizes)])
         low, high = self._first + start, self._first + stop
         first = int(np.searchsorted(self._starts, low, "right")) - 1
-        last = max(first + 1, int(np.searchsorted(self._starts, high, "left")))
         first = min(first, len(self._starts) - 2)
+        last = max(first + 1, int(np.searchsorted(self._starts, high, "left")))
         # A job walks through its items in order: the row groups it is in serve many calls.
         if self._held is None or self._groups != (first, last):
             self._held = self._file.read_row_groups(range(first, last), use_threads=False)

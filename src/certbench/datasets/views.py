@@ -19,11 +19,10 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from certbench.errors import CertbenchError
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
 
 GRAMMAR = "native, native<N>, squash<N>, squash<H>x<W>, resize<S>_crop<C> with C <= S"
@@ -62,6 +61,8 @@ class View:
         Raises:
             CertbenchError: A ``native<N>`` view of an image that is not N x N.
         """
+        import numpy as np
+
         if image.mode != "RGB":
             image = image.convert("RGB")
         if self.kind == "squash":
