@@ -61,6 +61,16 @@ def dlr_targeted(
     return -(true - wanted) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + _GUARD)
 
 
+def difference(
+    logits: torch.Tensor, y: torch.Tensor, target: torch.Tensor | None = None
+) -> torch.Tensor:
+    """z_t - z_y: zero on the boundary between the two classes."""
+    if target is None:
+        raise ValueError("a targeted loss needs target classes")
+    wanted = logits.gather(1, target.unsqueeze(1)).squeeze(1)
+    return wanted - logits.gather(1, y.unsqueeze(1)).squeeze(1)
+
+
 LOSSES: dict[str, Loss] = {
     "ce": cross_entropy,
     "margin": negative_margin,

@@ -237,6 +237,7 @@ def _batch(
         own = rows.cpu().numpy()
         inner = target_of(work, part, target.logits is work.logits)
         inner.items = items[own]
+        inner.clean_logits = clean.logits[rows] if inner.logits is target.logits else None
         outcome = attack_batch(inner, x[rows], y[rows], seeds[own])
         board.add(name, rows, outcome, inner)
     return board.columns(target, model_bits)

@@ -49,6 +49,8 @@ class Target:
         self.abstain_breaks = abstain_breaks
         self.judge_every = judge_every
         self.name = name
+        #: Logits [N, K] of the clean images of the batch, where somebody has computed them.
+        self.clean_logits: torch.Tensor | None = None
         self.n_forward = torch.zeros(0, dtype=torch.int64)
         self.n_backward = torch.zeros(0, dtype=torch.int64)
         self._finite = torch.ones(0, dtype=torch.bool)
@@ -112,12 +114,7 @@ class Target:
             with torch.enable_grad():
                 logits = self._call(self.logits, point, rows)
                 value = loss(logits, y, wanted)
-            if not value.requires_grad:
-                raise CertbenchError(
-                    "the logits carry no gradient",
-                    where=self.name,
-                    remedy="attack it with 'square', which needs only scores",
-                )
+            self._require_gradient(value)
             (slope,) = torch.autograd.grad(value.sum(), point, allow_unused=True)
             if slope is None:
                 slope = torch.zeros_like(x)
@@ -128,6 +125,29 @@ class Target:
         self._count(self.n_backward, rows, draws * _passes(self.logits))
         self._note_finite(logits, rows)
         return logits, value, slope
+
+    def jacobian(
+        self, x: torch.Tensor, rows: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [n, K] and the gradient of each, [n, K, C, H, W]: K backward passes.
+
+        Raises:
+            CertbenchError: The logits do not depend differentiably on the image.
+        """
+        point = x.detach().requires_grad_(True)
+        with torch.enable_grad():
+            logits = self._call(self.logits, point, rows)
+        self._require_gradient(logits)
+        classes = logits.shape[1]
+        slopes = [
+            torch.autograd.grad(logits[:, c].sum(), point, retain_graph=c < classes - 1)[0]
+            for c in range(classes)
+        ]
+        passes = _passes(self.logits)
+        self._count(self.n_forward, rows, passes)
+        self._count(self.n_backward, rows, classes * passes)
+        self._note_finite(logits.detach(), rows)
+        return logits.detach(), torch.stack(slopes, 1)
 
     def labels(
         self, x: torch.Tensor, rows: torch.Tensor | None = None, logits: torch.Tensor | None = None
@@ -201,6 +221,14 @@ class Target:
             flags=ledger.flags,
             extra=extra,
         )
+
+    def _require_gradient(self, value: torch.Tensor) -> None:
+        if not value.requires_grad:
+            raise CertbenchError(
+                "the logits carry no gradient",
+                where=self.name,
+                remedy="attack it with 'square', which needs only scores",
+            )
 
     def _call(
         self, function: Callable[..., torch.Tensor], x: torch.Tensor, rows: torch.Tensor | None
