@@ -161,8 +161,7 @@ def zoom_blur(image: np.ndarray, entry: tuple[float, float], rng: Any = None) ->
         plane = x[:, :, channel].T.astype(np.float64, order="C")
         total = np.zeros((width, height), dtype=np.float32)
         for factor in factors:
-            layer = _enlarged(plane, float(factor))
-            total[: layer.shape[0], : layer.shape[1]] += layer.astype(np.float32)
+            total += _enlarged(plane, float(factor)).astype(np.float32)
         out[channel] = (plane.astype(np.float32) + total) / (len(factors) + 1)
     return _to_bytes(out.transpose(2, 1, 0))
 
@@ -196,13 +195,13 @@ def _linear_taps(size: int, factor: float) -> tuple[np.ndarray, ...]:
     """Indices of the two neighbours of every output position on one axis, and their weights.
 
     The crop has ``ceil(size / factor)`` values, the enlarged axis the rounded product with
-    ``factor``; first and last positions coincide. Where rounding puts the last position beyond the
-    crop, SciPy's rule for the outside (zero) holds.
+    ``factor``, which is never less than ``size``; first and last positions coincide. Where
+    rounding puts the last position beyond the crop, SciPy's rule for the outside (zero) holds.
     """
     part = int(np.ceil(size / factor))
     start = (size - part) // 2
     enlarged = round(part * factor)
-    position = np.arange(min(enlarged, size)) * ((part - 1) / max(enlarged - 1, 1))
+    position = np.arange(size) * ((part - 1) / (enlarged - 1))
     inside = position <= part - 1
     low = np.floor(position)
     share = position - low

@@ -39,11 +39,7 @@ def snow(image: np.ndarray, entry: tuple, rng: np.random.RandomState) -> np.ndar
 
     grey = cv2.cvtColor(x, cv2.COLOR_RGB2GRAY).reshape(height, width, 1)
     x = mix * x + (1 - mix) * np.maximum(x, grey * 1.5 + 0.5)
-    # At some sizes the zoomed layer is a row or a column short of the image.
-    rows, columns = layer.shape[:2]
-    x = x.astype(np.float64)
-    x[:rows, :columns] = x[:rows, :columns] + layer + np.rot90(layer, k=2)
-    return (np.clip(x, 0, 1) * 255).astype(np.uint8)
+    return (np.clip(x + layer + np.rot90(layer, k=2), 0, 1) * 255).astype(np.uint8)
 
 
 def frost(image: np.ndarray, entry: tuple, rng: np.random.RandomState) -> np.ndarray:
