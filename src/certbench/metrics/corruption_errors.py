@@ -1,0 +1,382 @@
+"""Corruption errors: mCE and relative mCE against a named reference, mPC and rPC, summaries.
+
+With E[c, s] the error on corruption c at severity s, the corruption error is
+CE[c] = sum_s E[c, s] / sum_s E_ref[c, s] and mCE its mean over the fifteen types, in percent
+(Hendrycks and Dietterich, ICLR 2019, section 4). The mean of ratios is not the ratio of means.
+
+Everything is keyed by the name of the corruption, never by its position: lists of reference errors
+circulate in several orders. A mean is only formed of a complete set. mCE compares with published
+numbers only for the same images and the reference's own table; elsewhere report the mean accuracy,
+and mCE "relative to <reference>". The same aggregates hold for certified error, 1 minus certified
+accuracy at a fixed radius.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from certbench.corruptions.severity import BENCHMARK_15, SEVERITIES
+from certbench.errors import CertbenchError, did_you_mean
+
+ELASTIC = ("elastic_transform", "elastic_transform_imagenet_c")
+"""The two recipes that can fill the elastic slot of the fifteen types; one mean uses one."""
+
+Values = Mapping[str, Sequence[float] | Mapping[int, float]]
+"""Numbers by corruption: five in the order of severities 1 to 5, or a mapping from severity."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model that corruption errors are measured against.
+
+    Attributes:
+        name: How it is called beside the number.
+        errors: Mean error over the five severities, by corruption.
+        clean_error: Error on clean images.
+        source: Where the numbers come from.
+    """
+
+    name: str
+    errors: Mapping[str, float]
+    clean_error: float
+    source: str
+
+
+REFERENCES: dict[str, Reference] = {
+    "alexnet_imagenet_c": Reference(
+        name="alexnet_imagenet_c",
+        errors={
+            "gaussian_noise": 0.886428,
+            "shot_noise": 0.894468,
+            "impulse_noise": 0.922640,
+            "defocus_blur": 0.819880,
+            "glass_blur": 0.826268,
+            "motion_blur": 0.785948,
+            "zoom_blur": 0.798360,
+            "snow": 0.866816,
+            "frost": 0.826572,
+            "fog": 0.819324,
+            "brightness": 0.564592,
+            "contrast": 0.853204,
+            "elastic_transform": 0.646056,
+            "pixelate": 0.717840,
+            "jpeg_compression": 0.606500,
+        },
+        clean_error=0.435,
+        source="AlexNet on the 50,000 images of every ImageNet-C file, the constants that AugMix "
+        "(github.com/google-research/augmix) and others divide by",
+    ),
+    "alexnet_robustbench": Reference(
+        name="alexnet_robustbench",
+        errors={
+            "gaussian_noise": 0.8816,
+            "shot_noise": 0.8883,
+            "impulse_noise": 0.9172,
+            "defocus_blur": 0.8220,
+            "glass_blur": 0.8308,
+            "motion_blur": 0.7872,
+            "zoom_blur": 0.7957,
+            "snow": 0.8680,
+            "frost": 0.8315,
+            "fog": 0.8236,
+            "brightness": 0.5585,
+            "contrast": 0.8543,
+            "elastic_transform": 0.6480,
+            "pixelate": 0.7186,
+            "jpeg_compression": 0.6068,
+        },
+        clean_error=0.4376,
+        source="AlexNet on RobustBench's 5,000 images (github.com/RobustBench/robustbench)",
+    ),
+}
+
+
+def reference(name: str) -> Reference:
+    """The published reference of that name.
+
+    Raises:
+        CertbenchError: No such reference.
+    """
+    if name not in REFERENCES:
+        raise CertbenchError(
+            f"unknown reference '{name}'",
+            where="corruption errors",
+            remedy=did_you_mean(name, REFERENCES),
+        )
+    return REFERENCES[name]
+
+
+def reference_from(
+    name: str, errors: Values, clean_error: float, elastic: str = ELASTIC[0]
+) -> Reference:
+    """A reference of one's own: any evaluated model, by its name.
+
+    Args:
+        name: How it is called beside the number, for example ``resnet20``.
+        errors: Its errors in [0, 1] for the fifteen types and five severities.
+        clean_error: Its error on the clean images of the same set.
+        elastic: Which recipe the elastic slot holds.
+
+    Raises:
+        CertbenchError: A type or severity is missing, or a value is not in [0, 1].
+    """
+    table = _complete(errors, elastic)
+    means = {slot: math.fsum(row) / len(row) for slot, row in table.items()}
+    return Reference(name, means, _unit(clean_error, "clean_error"), source="measured")
+
+
+def corruption_errors(
+    errors: Values, against: str | Reference, elastic: str = ELASTIC[0]
+) -> dict[str, float]:
+    """CE of each of the fifteen types, in percent (100: as many errors as the reference).
+
+    Args:
+        errors: Errors in [0, 1], by corruption and severity; more types than the fifteen are
+            left out.
+        against: Name of a published reference, or one made by :func:`reference_from`.
+        elastic: Which recipe fills the elastic slot.
+
+    Raises:
+        CertbenchError: A type or severity is missing, a value is not in [0, 1], or the reference
+            makes no error on a type.
+    """
+    chosen = reference(against) if isinstance(against, str) else against
+    ratios = {}
+    for slot, row in _complete(errors, elastic).items():
+        divisor = chosen.errors[slot]
+        if divisor == 0:
+            raise CertbenchError(
+                f"reference '{chosen.name}' makes no error on '{slot}', so that CE is undefined",
+                where="corruption errors",
+                remedy="choose another reference",
+            )
+        ratios[_named(slot, elastic)] = 100.0 * math.fsum(row) / (len(row) * divisor)
+    return ratios
+
+
+def mean_corruption_error(
+    errors: Values, against: str | Reference, elastic: str = ELASTIC[0]
+) -> float:
+    """MCE in percent: the mean of the fifteen corruption errors.
+
+    Arguments and errors are those of :func:`corruption_errors`.
+    """
+    return _mean(corruption_errors(errors, against, elastic).values())
+
+
+def relative_corruption_errors(
+    errors: Values, clean_error: float, against: str | Reference, elastic: str = ELASTIC[0]
+) -> dict[str, float]:
+    """Relative CE of each of the fifteen types, in percent: added errors over the reference's.
+
+    ``(sum_s E[c, s] - 5 E_clean) / (sum_s E_ref[c, s] - 5 E_ref,clean)``: 0 for a model that a
+    corruption does not affect, 100 for one that it costs as many errors as the reference.
+
+    Args:
+        errors: Errors in [0, 1], by corruption and severity.
+        clean_error: Error on the clean images.
+        against: Name of a published reference, or one made by :func:`reference_from`.
+        elastic: Which recipe fills the elastic slot.
+
+    Raises:
+        CertbenchError: As :func:`corruption_errors`; also if a type costs the reference nothing.
+    """
+    chosen = reference(against) if isinstance(against, str) else against
+    clean_error = _unit(clean_error, "clean_error")
+    ratios = {}
+    for slot, row in _complete(errors, elastic).items():
+        divisor = chosen.errors[slot] - chosen.clean_error
+        if abs(divisor) < 1e-9:
+            raise CertbenchError(
+                f"'{slot}' costs reference '{chosen.name}' nothing, so that relative CE is "
+                "undefined",
+                where="corruption errors",
+                remedy="choose another reference, or report mCE and mean accuracy",
+            )
+        added = math.fsum((*row, *(-clean_error for _ in row)))
+        ratios[_named(slot, elastic)] = 100.0 * added / (len(row) * divisor)
+    return ratios
+
+
+def relative_mean_corruption_error(
+    errors: Values, clean_error: float, against: str | Reference, elastic: str = ELASTIC[0]
+) -> float:
+    """Relative mCE in percent: the mean of the fifteen relative corruption errors.
+
+    Arguments and errors are those of :func:`relative_corruption_errors`.
+    """
+    return _mean(relative_corruption_errors(errors, clean_error, against, elastic).values())
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What one reports of a model under corruptions without any reference.
+
+    Attributes:
+        mean_error: Mean over types and severities.
+        by_type: Mean over severities, by type.
+        by_severity: Mean over types, by severity.
+        worst_type: Type of the largest mean error (the first in order, if several).
+        worst_error: Its mean error.
+    """
+
+    mean_error: float
+    by_type: dict[str, float]
+    by_severity: dict[int, float]
+    worst_type: str
+    worst_error: float
+
+    @property
+    def mean_accuracy(self) -> float:
+        """1 minus the mean error."""
+        return 1.0 - self.mean_error
+
+
+def summarise(errors: Values, elastic: str = ELASTIC[0]) -> Summary:
+    """Mean error, means by type and by severity, and the worst type.
+
+    Args:
+        errors: Errors in [0, 1], by corruption and severity.
+        elastic: Which recipe fills the elastic slot.
+
+    Raises:
+        CertbenchError: A type or severity is missing, or a value is not in [0, 1].
+    """
+    table = {_named(slot, elastic): row for slot, row in _complete(errors, elastic).items()}
+    by_type = {name: _mean(row) for name, row in table.items()}
+    by_severity = {s: _mean([row[s - 1] for row in table.values()]) for s in SEVERITIES}
+    worst = max(by_type, key=lambda name: by_type[name])
+    return Summary(_mean(by_type.values()), by_type, by_severity, worst, by_type[worst])
+
+
+def mean_performance_under_corruption(
+    scores: Values, elastic: str = ELASTIC[0], maximum: float = 1.0
+) -> float:
+    """MPC: the mean of a score (AP, mIoU, accuracy) over the fifteen types and five severities.
+
+    Labels stay those of the clean image, also under the types that move pixels (elastic, zoom,
+    motion and glass blur): that is the convention, and it costs every model alike.
+
+    Args:
+        scores: Scores in [0, maximum], by corruption and severity.
+        elastic: Which recipe fills the elastic slot.
+        maximum: Largest possible score: 1, or 100 for percent.
+
+    Raises:
+        CertbenchError: A type or severity is missing, or a value is out of range.
+
+    Source: Michaelis et al. 2019, arXiv 1907.07484, equations 1 and 2.
+    """
+    return _mean(_mean(row) for row in _complete(scores, elastic, maximum).values())
+
+
+def relative_performance_under_corruption(mean_performance: float, clean: float) -> float:
+    """RPC: mPC over the score on clean images, a fraction.
+
+    Args:
+        mean_performance: mPC.
+        clean: Score on the clean images, in the same units.
+
+    Raises:
+        CertbenchError: The clean score is not positive.
+    """
+    if not clean > 0:
+        raise CertbenchError(
+            f"the clean score is {clean}, so that rPC is undefined",
+            where="corruption errors",
+            remedy="rPC compares models that work on clean images",
+        )
+    return mean_performance / clean
+
+
+def corruption_degradation(
+    scores: Sequence[float], reference_scores: Sequence[float], maximum: float = 1.0
+) -> float:
+    """CD of one type, in percent: lost mIoU relative to what the reference loses.
+
+    Args:
+        scores: Scores in [0, maximum] at the five severities.
+        reference_scores: Those of the reference.
+        maximum: Largest possible score.
+
+    Raises:
+        CertbenchError: Not five severities, a value out of range, or a perfect reference.
+
+    Source: Kamann and Rother, CVPR 2020, equation 1.
+    """
+    lost, lost_by_reference = (
+        math.fsum(maximum - value for value in _row("scores", values, maximum))
+        for values in (scores, reference_scores)
+    )
+    if lost_by_reference == 0:
+        raise CertbenchError(
+            "the reference loses nothing, so that CD is undefined",
+            where="corruption errors",
+            remedy="choose another reference",
+        )
+    return 100.0 * lost / lost_by_reference
+
+
+def _complete(values: Values, elastic: str, maximum: float = 1.0) -> dict[str, tuple[float, ...]]:
+    """The fifteen rows of five values, by slot, in the order of the benchmark."""
+    if elastic not in ELASTIC:
+        raise CertbenchError(
+            f"unknown elastic recipe '{elastic}'",
+            where="corruption errors",
+            remedy=did_you_mean(elastic, ELASTIC),
+        )
+    wanted = {slot: _named(slot, elastic) for slot in BENCHMARK_15}
+    missing = [name for name in wanted.values() if name not in values]
+    if missing:
+        other = next(name for name in ELASTIC if name != elastic)
+        hint = f"; for the other elastic recipe, pass elastic='{other}'" if other in values else ""
+        raise CertbenchError(
+            f"no values for {', '.join(missing)}",
+            where="corruption errors",
+            remedy=f"a mean over the benchmark needs all of its fifteen types{hint}",
+        )
+    return {slot: _row(name, values[name], maximum) for slot, name in wanted.items()}
+
+
+def _named(slot: str, elastic: str) -> str:
+    return elastic if slot == ELASTIC[0] else slot
+
+
+def _row(
+    name: str, values: Sequence[float] | Mapping[int, float], maximum: float
+) -> tuple[float, ...]:
+    if isinstance(values, Mapping):
+        absent = [s for s in SEVERITIES if s not in values]
+        if absent:
+            raise CertbenchError(
+                f"no value at severity {', '.join(map(str, absent))}",
+                where=f"corruption errors: {name}",
+                remedy="a sum over severities needs all five",
+            )
+        row = tuple(float(values[s]) for s in SEVERITIES)
+    else:
+        row = tuple(float(value) for value in values)
+    if len(row) != len(SEVERITIES):
+        raise CertbenchError(
+            f"{len(row)} values",
+            where=f"corruption errors: {name}",
+            remedy="a sum over severities needs five, in the order 1 to 5",
+        )
+    return tuple(_unit(value, name, maximum) for value in row)
+
+
+def _unit(value: float, name: str, maximum: float = 1.0) -> float:
+    if not 0 <= value <= maximum:  # False for NaN too
+        raise CertbenchError(
+            f"is {value}, not in [0, {maximum:g}]",
+            where=f"corruption errors: {name}",
+            remedy="errors are fractions; say maximum=100 for scores in percent",
+        )
+    return float(value)
+
+
+def _mean(values) -> float:
+    listed = list(values)
+    return math.fsum(listed) / len(listed)
