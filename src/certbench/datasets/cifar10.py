@@ -235,7 +235,7 @@ def load_pickle(handle: Any, name: str) -> Any:
     try:
         return _finish(_Unpickler(handle, encoding="bytes").load())
     # A hostile pickle can make the machine raise nearly anything; all of it means the same.
-    except (Exception, RecursionError) as error:
+    except Exception as error:
         raise CertbenchError(
             f"is refused: {str(error) or type(error).__name__}",
             where=name,

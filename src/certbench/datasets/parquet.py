@@ -95,7 +95,6 @@ def prepare(
     ]
     listed = {source: _files(params, root, source) for source in wanted}
     _check_disjoint(params, root)
-    class_names = _class_names(params, [path for paths in listed.values() for path in paths])
     total, done = sum(map(len, listed.values())), 0
     tables = []
     for source, paths in listed.items():
@@ -114,6 +113,7 @@ def prepare(
         belongs = sampling.carve(ids, labels, carved, source, seed, "holdout")
         table = index.table(ids, range(len(ids)), belongs, labels, path=names, row=rows)
         tables.append(table.filter(pa.array([split in splits for split in belongs], pa.bool_())))
+    class_names = _class_names(params, [path for paths in listed.values() for path in paths])
     card = Card(
         title=params.title,
         source=params.source or str(params.root),
