@@ -266,12 +266,13 @@ def _development_kit(name: str) -> list[str]:
     """WordNet ids of the leaf classes in the order of their ILSVRC ids, from ``meta.mat``."""
     from scipy.io import loadmat
 
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise CertbenchError(f"there is no file {name}", where="synsets")
     try:
-        synsets = loadmat(Path(name).expanduser(), squeeze_me=True)["synsets"]
+        synsets = loadmat(path, squeeze_me=True)["synsets"]
         leaves = [s for s in synsets if int(s["num_children"]) == 0]
         numbered = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in leaves}
-    except FileNotFoundError as error:
-        raise CertbenchError(f"there is no file {name}", where="synsets") from error
     except Exception as error:
         raise CertbenchError(
             f"{name} is not the meta.mat of the ILSVRC 2012 development kit ({error})",
