@@ -282,13 +282,13 @@ def test_a_sabotaged_attack_trips_the_geometry_check(make_work, linear, middle):
     x = middle(6, SHAPE, 1)
     work = make_work(settings_of(epsilon=0.02), model, x, model(x).argmax(1), num_classes=4)
 
-    def sabotaged(target, x, y, seeds):
+    def sabotaged(target, x, y, params, seeds):
         outcome = pgd.run(target, x, y, settings_of(epsilon=0.2), seeds)
         assert outcome.broken.any()
         return outcome
 
     with pytest.raises(geometry.GeometryError, match="leave the linf ball"):
-        shard.attack_shard(work, "pgd", sabotaged)
+        shard.attack_shard(work, [shard.Step("pgd", work.params, sabotaged)])
 
 
 def test_a_killed_shard_resumes_to_identical_columns(make_work, linear, middle, memory_progress):
@@ -301,14 +301,14 @@ def test_a_killed_shard_resumes_to_identical_columns(make_work, linear, middle, 
         return make_work(params, model, x, y, batch_size=8, num_classes=5, progress=progress)
 
     whole = pgd.attack(fresh(None))
-    for kill_after in (1, 2, 3, 4):
+    for kill_after in range(1, 9):
         progress = memory_progress(kill_after)
         with pytest.raises(KeyboardInterrupt):
             pgd.attack(fresh(progress))
         progress.kill_after = None
         saves = progress.saves
         resumed = pgd.attack(fresh(progress))
-        assert progress.saves - saves == 4 - kill_after
+        assert progress.saves - saves == 8 - kill_after
         for name, column in whole.items():
             np.testing.assert_array_equal(column, resumed[name], err_msg=name)
 
@@ -319,10 +319,10 @@ def test_a_success_that_is_not_seen_again_does_not_count(make_work, linear, midd
     y = model(x).argmax(1)
     work = make_work(settings_of(epsilon=0.02), model, x, y, num_classes=4)
 
-    def boaster(target, x, y, seeds):
+    def boaster(target, x, y, params, seeds):
         outcome = pgd.run(target, x, y, settings_of(epsilon=1e-6, steps=1), seeds)
         return type(outcome)(**{**vars(outcome), "broken": torch.ones_like(outcome.broken)})
 
-    table = shard.attack_shard(work, "pgd", boaster)
+    table = shard.attack_shard(work, [shard.Step("pgd", work.params, boaster)])
     assert set(table["status"]) == {"survived"}
     assert set(table["check_flags"]) == {"unconfirmed"}

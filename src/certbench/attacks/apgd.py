@@ -29,12 +29,9 @@ version = 1
 
 #: ``best_loss``, ``best_step`` and ``final_step`` (as a share of epsilon) are of the image's last
 #: run.
-columns: dict[str, str] = {
-    **COLUMNS,
-    "best_loss": "float64",
-    "best_step": "int64",
-    "final_step": "float64",
-}
+EXTRA: dict[str, str] = {"best_loss": "float64", "best_step": "int64", "final_step": "float64"}
+
+columns: dict[str, str] = {**COLUMNS, **EXTRA}
 
 #: Share of the momentum point in the update after the first step.
 _MOMENTUM = 0.75
@@ -85,12 +82,9 @@ def attack(work: Work) -> dict[str, np.ndarray]:
     params = work.params
     if params.loss == "dlr":
         shard.require_classes(work, params.loss)
-
-    def attack_batch(target, x, y, seeds):
-        return run(target, x, y, params, seeds)
-
     name = "apgd-t" if params.loss == "dlr-targeted" else f"apgd-{params.loss}"
-    return shard.attack_shard(work, name, attack_batch, randomised_ok=params.eot > 1)
+    step = shard.Step(name, params, run)
+    return shard.attack_shard(work, [step], EXTRA, randomised_ok=params.eot > 1)
 
 
 def checkpoints(steps: int) -> list[int]:

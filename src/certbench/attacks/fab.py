@@ -27,7 +27,9 @@ version = 1
 
 #: ``distance`` is the norm of the smallest misclassified perturbation met, inside the ball or not,
 #: and infinite where there was none.
-columns: dict[str, str] = {**COLUMNS, "distance": "float64"}
+EXTRA: dict[str, str] = {"distance": "float64"}
+
+columns: dict[str, str] = {**COLUMNS, **EXTRA}
 
 _LEAST_LENGTH = 1e-8
 
@@ -61,11 +63,8 @@ def attack(work: Work) -> dict[str, np.ndarray]:
     from certbench.attacks import shard
 
     params = work.params
-
-    def attack_batch(target, x, y, seeds):
-        return run(target, x, y, params, seeds)
-
-    return shard.attack_shard(work, "fab-t" if params.targeted else "fab", attack_batch)
+    name = "fab-t" if params.targeted else "fab"
+    return shard.attack_shard(work, [shard.Step(name, params, run)], EXTRA)
 
 
 def run(

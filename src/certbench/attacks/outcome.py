@@ -12,9 +12,11 @@ if TYPE_CHECKING:
 ABSTAIN = -1
 
 #: Columns that every image-wide attack adds to the base columns of attack rows.
-#: ``iterations_to_success`` and ``restart`` are -1 where nothing succeeded.
+#: ``iterations_to_success`` and ``restart`` are -1 where nothing succeeded; ``broken_by`` lists all
+#: attacks that broke the image, which differs from the first one where every attack sees it.
 COLUMNS: dict[str, str] = {
     "first_breaking_attack": "string",
+    "broken_by": "string",
     "restart": "int64",
     "iterations_to_success": "int64",
     "margin_clean": "float64",

@@ -55,11 +55,7 @@ def attack(work: Work) -> dict[str, np.ndarray]:
 
     params = work.params
     shard.require_classes(work, params.loss)
-
-    def attack_batch(target, x, y, seeds):
-        return run(target, x, y, params, seeds)
-
-    return shard.attack_shard(work, "pgd", attack_batch)
+    return shard.attack_shard(work, [shard.Step("pgd", params, run)])
 
 
 def run(

@@ -1,11 +1,12 @@
-"""One shard of an attack job: refuse bad input, go through the batches, make the columns.
+"""One shard of an attack job: refuse bad input, go through attacks and batches, make columns.
 
 Progress is saved after every batch, so a kill costs at most the batch at work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,6 @@ from certbench.attacks.outcome import FLAGS, AttackOutcome, flag_text
 from certbench.attacks.protocol import Work
 from certbench.attacks.target import Target
 from certbench.errors import CertbenchError
-
-AttackBatch = Callable[[Target, torch.Tensor, torch.Tensor, np.ndarray], AttackOutcome]
 
 
 def require_classes(work: Work, loss: str) -> None:
@@ -96,23 +95,24 @@ def scores_of(work: Work) -> Callable[..., torch.Tensor] | None:
     return getattr(work, "scores", None) or work.logits
 
 
-def target_of(work: Work, part: slice, gradients: bool) -> Target:
+def target_of(work: Work, rows: np.ndarray, gradients: bool, params: Any) -> Target:
     """The target of one batch.
 
     Args:
         work: The shard.
-        part: Images of the batch.
+        rows: int64 [n], images of the batch.
         gradients: Whether the attack needs gradients.
+        params: Parameters of the attack, for the judge's schedule.
     """
     function = work.logits if gradients else scores_of(work)
     assert function is not None  # require_input has refused it
     return Target(
         function,
         work.judge,
-        items=np.asarray(work.item_index)[part],
+        items=np.asarray(work.item_index)[rows],
         pad_to=work.batch_size if getattr(work, "exact", False) else None,
-        abstain_breaks=getattr(work.params, "abstain_breaks", True),
-        judge_every=getattr(work.params, "judge_every", 10),
+        abstain_breaks=getattr(params, "abstain_breaks", True),
+        judge_every=getattr(params, "judge_every", 10),
     )
 
 
@@ -131,8 +131,8 @@ def model_flags(work: Work, gradients: bool, randomised_ok: bool = False) -> int
         CertbenchError: Logits are NaN, have another number of classes, or differ between two
             passes although the attack takes the model for deterministic.
     """
-    first = slice(0, min(work.batch_size, len(work.images)))
-    target = target_of(work, first, gradients)
+    first = np.arange(min(work.batch_size, len(work.images)))
+    target = target_of(work, first, gradients, work.params)
     x = work.images[first]
     target.bind(x)
     logits = target.scores(x)
@@ -175,130 +175,149 @@ def gives_probabilities(logits: torch.Tensor) -> bool:
     return bool(inside & ((logits.sum(1) - 1).abs() <= 1e-5).all())
 
 
+@dataclass(frozen=True)
+class Step:
+    """One attack of a suite.
+
+    Attributes:
+        name: For ``first_breaking_attack``.
+        params: Parameters of the attack; norm and epsilon are those of the suite.
+        run: (target, x, y, params, seeds) -> outcome, called with correctly classified images.
+        gradients: Whether it needs gradients.
+    """
+
+    name: str
+    params: Any
+    run: Callable[[Target, torch.Tensor, torch.Tensor, Any, np.ndarray], AttackOutcome]
+    gradients: bool = True
+
+
 def attack_shard(
     work: Work,
-    name: str,
-    attack_batch: AttackBatch,
+    steps: Sequence[Step],
+    extra: Mapping[str, str] | None = None,
     *,
-    gradients: bool = True,
+    individual: bool = False,
     randomised_ok: bool = False,
+    model_bits: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Run one attack over all images of a shard.
+    """Run attacks over all images of a shard, one attack after the other.
+
+    Clean errors are never attacked. Each attack sees the images that are still correct when it
+    begins; the denominator of every accuracy is all images.
 
     Args:
         work: The shard.
-        name: The attack, for ``first_breaking_attack``.
-        attack_batch: (target, x, y, seeds) -> outcome, called with correctly classified images.
-        gradients: Whether the attack needs gradients.
-        randomised_ok: Whether the attack is made for randomised models.
+        steps: The attacks in order.
+        extra: Columns that the attacks add (``AttackOutcome.extra``) and their type names.
+        individual: Every attack sees every clean-correct image.
+        randomised_ok: Whether the attacks are made for randomised models.
+        model_bits: Flags to set on every row.
 
     Returns:
-        Columns, each [N], and ``x_adv`` float32 [N, C, H, W]. ``n_forward`` is the attack's
-        passes, plus one for the clean label, plus two where broken (confirmation, 8-bit copy).
+        Columns, each [N], and ``x_adv`` float32 [N, C, H, W]. ``n_forward`` is the attacks'
+        passes, plus one for the clean label, plus two per confirmed success (confirmation, 8-bit
+        copy).
 
     Raises:
         CertbenchError: The input is refused.
         GeometryError: An adversarial point left the ball or the box.
     """
+    gradients = any(step.gradients for step in steps)
     require_input(work, gradients)
     total = len(work.images)
-    state = (work.progress.load() if work.progress is not None else None) or {"done": 0}
-    done = int(state["done"])
-    parts = [{k: v for k, v in state.items() if k != "done"}] if done else []
-    flags = model_flags(work, gradients, randomised_ok) if done < total else 0
+    if not total:
+        raise CertbenchError("there are no images to attack", where="attack")
     seeds = noise.image_seeds(work.seed64, work.item_index)
-    while done < total:
-        part = slice(done, min(done + work.batch_size, total))
-        target = target_of(work, part, gradients)
-        parts.append(_batch(work, name, target, part, seeds[part], attack_batch, flags))
-        done = part.stop
-        parts = [{k: np.concatenate([p[k] for p in parts]) for k in parts[0]}]
-        if work.progress is not None:
-            work.progress.save({"done": done, **parts[0]})
-        work.tick(done, total)
-    return parts[0] if parts else {}
+    board = Board(work, extra or {})
+    state = work.progress.load() if work.progress is not None else None
+    phase, done, queue = (-1, 0, np.arange(total)) if state is None else board.restore(state)
+    if state is None:
+        board.model_bits = model_bits | model_flags(work, gradients, randomised_ok)
+    while True:
+        while done < len(queue):
+            part = queue[done : done + work.batch_size]
+            if phase < 0:
+                board.look(target_of(work, part, gradients, work.params), part)
+            else:
+                step = steps[phase]
+                target = target_of(work, part, step.gradients, step.params)
+                if target.logits is work.logits or work.logits is None:
+                    target.clean_logits = board.clean_logits[part]
+                x, y = work.images[part], work.labels[part]
+                outcome = step.run(target, x, y, step.params, seeds[part])
+                board.add(step.name, part, outcome, target)
+            done += len(part)
+            if work.progress is not None:
+                work.progress.save(board.state(phase, done, queue))
+            share = (phase + 1 + done / len(queue)) / (len(steps) + 1)
+            work.tick(int(total * share), total)
+        phase, done = phase + 1, 0
+        if phase == len(steps):
+            break
+        queue = board.correct_rows() if individual else board.alive_rows()
+    work.tick(total, total)
+    return board.columns()
 
 
-def _batch(
-    work: Work,
-    name: str,
-    target: Target,
-    part: slice,
-    seeds: np.ndarray,
-    attack_batch: AttackBatch,
-    model_bits: int,
-) -> dict[str, np.ndarray]:
-    x, y = work.images[part], work.labels[part]
-    clean = Clean.of(target, x, y)
-    rows = clean.correct.nonzero().flatten()
-    items = np.asarray(work.item_index)[part]
-    board = Board(work.params, items, x, y, clean)
-    if len(rows):
-        own = rows.cpu().numpy()
-        inner = target_of(work, part, target.logits is work.logits)
-        inner.items = items[own]
-        inner.clean_logits = clean.logits[rows] if inner.logits is target.logits else None
-        outcome = attack_batch(inner, x[rows], y[rows], seeds[own])
-        board.add(name, rows, outcome, inner)
-    return board.columns(target, model_bits)
+class Board:
+    """Bookkeeping of a shard under one or several attacks in turn.
 
+    ``alive`` are the images that no attack has broken; clean errors never were alive. Robust
+    accuracy is ``alive.sum() / N`` over all images and can only fall.
 
-class Clean:
-    """What the prediction rule says about the clean images of a batch.
-
-    Attributes:
-        logits: [N, K].
-        labels: int64 [N].
-        correct: bool [N].
-        margin: [N], logit margin of the true class.
-        n_forward: int64 [N].
+    Args:
+        work: The shard.
+        extra: Columns that the attacks add, and their type names.
     """
 
-    def __init__(self, logits, labels, y, n_forward):
-        self.logits = logits
-        self.labels = labels
-        self.correct = labels == y
-        self.margin = losses.margin(logits, y)
-        self.n_forward = n_forward
+    def __init__(self, work: Work, extra: Mapping[str, str]):
+        count = len(work.images)
+        self.work = work
+        self.model_bits = 0
+        self.x_adv = work.images.clone()
+        self.clean_logits = torch.zeros(count, work.num_classes, device=work.images.device)
+        self.clean_pred = np.full(count, -1, dtype=np.int32)
+        self.adv_pred = np.full(count, -1, dtype=np.int32)
+        self.correct = np.zeros(count, dtype=bool)
+        self.alive = np.zeros(count, dtype=bool)
+        self.margin_clean = np.full(count, np.nan)
+        self.margin_final = np.full(count, np.nan)
+        self.n_forward = np.zeros(count, dtype=np.int64)
+        self.n_backward = np.zeros(count, dtype=np.int64)
+        self.iterations = np.full(count, -1, dtype=np.int64)
+        self.restart = np.full(count, -1, dtype=np.int64)
+        self.flags = np.zeros(count, dtype=np.int64)
+        self.first = np.full(count, "", dtype="<U16")
+        self.broken_by = np.full(count, "", dtype="<U96")
+        self.survives = np.zeros(count, dtype=bool)
+        self.extra = {
+            name: np.full(count, np.nan) if kind == "float64" else np.full(count, -1, np.int64)
+            for name, kind in extra.items()
+        }
 
-    @classmethod
-    def of(cls, target: Target, x: torch.Tensor, y: torch.Tensor) -> Clean:
-        """Evaluate the clean images ``x`` with labels ``y``."""
+    def correct_rows(self) -> np.ndarray:
+        """The clean-correct images."""
+        return self.correct.nonzero()[0]
+
+    def alive_rows(self) -> np.ndarray:
+        """The images that no attack has broken."""
+        return self.alive.nonzero()[0]
+
+    def look(self, target: Target, rows: np.ndarray) -> None:
+        """Enter what the prediction rule says about the clean images ``rows``."""
+        x, y = self.work.images[rows], self.work.labels[rows]
         target.bind(x)
         logits = target.scores(x)
         labels = target.labels(x, None, logits)
         target.require_finite()
-        return cls(logits, labels, y, target.n_forward.clone())
+        self.clean_logits[rows] = logits.to(self.clean_logits.dtype)
+        self.clean_pred[rows] = self.adv_pred[rows] = _numpy(labels)
+        self.correct[rows] = self.alive[rows] = _numpy(labels == y)
+        self.margin_clean[rows] = self.margin_final[rows] = _numpy(losses.margin(logits, y))
+        self.n_forward[rows] += _numpy(target.n_forward)
 
-
-class Board:
-    """Bookkeeping of one batch under one or several attacks in turn.
-
-    ``alive`` are the images that no attack has broken; clean errors never were alive. Robust
-    accuracy is ``alive.sum() / N`` over all images and can only fall.
-    """
-
-    def __init__(
-        self, params: Any, items: np.ndarray, x: torch.Tensor, y: torch.Tensor, clean: Clean
-    ):
-        self.params = params
-        self.items = items
-        self.x = x
-        self.y = y
-        self.clean = clean
-        self.alive = clean.correct.clone()
-        self.x_adv = x.clone()
-        self.adv_pred = clean.labels.clone()
-        self.margin = clean.margin.clone()
-        self.n_forward = clean.n_forward.clone()
-        self.n_backward = torch.zeros_like(self.n_forward)
-        self.iterations = torch.full_like(self.n_forward, -1)
-        self.restart = torch.full_like(self.n_forward, -1)
-        self.flags = torch.zeros_like(self.n_forward)
-        self.first = np.full(len(x), "", dtype="<U16")
-        self.extra: dict[str, torch.Tensor] = {}
-
-    def add(self, name: str, rows: torch.Tensor, outcome: AttackOutcome, target: Target) -> None:
+    def add(self, name: str, rows: np.ndarray, outcome: AttackOutcome, target: Target) -> None:
         """Enter what attack ``name`` did to the images ``rows``.
 
         The claimed successes are checked for geometry and evaluated once more with the prediction
@@ -306,92 +325,121 @@ class Board:
 
         Args:
             name: The attack.
-            rows: int64 [n], images of the batch that were attacked.
+            rows: int64 [n], images of the shard that were attacked.
             outcome: Its outcome on them.
-            target: The target bound to ``rows``.
+            target: The target bound to them.
 
         Raises:
             GeometryError: A point claimed as a success is infeasible.
         """
-        won = outcome.broken.nonzero().flatten()
-        self.flags[rows] |= outcome.flags
-        self.n_forward[rows] += outcome.n_forward
-        self.n_backward[rows] += outcome.n_backward
-        self.margin[rows] = self.margin[rows].minimum(outcome.margin)
+        self.flags[rows] |= _numpy(outcome.flags)
+        self.n_forward[rows] += _numpy(outcome.n_forward)
+        self.n_backward[rows] += _numpy(outcome.n_backward)
+        self.margin_final[rows] = np.fmin(self.margin_final[rows], _numpy(outcome.margin))
         for column, values in outcome.extra.items():
-            if column not in self.extra:
-                blank = torch.nan if values.is_floating_point() else -1
-                self.extra[column] = torch.full(
-                    (len(self.x),), blank, dtype=values.dtype, device=values.device
-                )
-            self.extra[column][rows] = values
+            if column in self.extra:
+                self.extra[column][rows] = _numpy(values)
+        won = outcome.broken.nonzero().flatten()
         if not len(won):
             return
-        hit, points = rows[won], outcome.x_adv[won]
-        geometry.require_feasible(
-            points,
-            self.x[hit],
-            self.params.norm,
-            self.params.epsilon,
-            self.items[hit.cpu().numpy()],
-        )
+        params = self.work.params
+        hit = rows[_numpy(won)]
+        points, x, y = outcome.x_adv[won], self.work.images[hit], self.work.labels[hit]
+        items = np.asarray(self.work.item_index)[hit]
+        geometry.require_feasible(points, x, params.norm, params.epsilon, items)
         before = target.n_forward.clone()
         labels = target.labels(points, won)
-        self.n_forward[rows] += target.n_forward - before
-        sure = target.is_broken(labels, self.y[hit])
-        self.flags[hit[~sure]] |= FLAGS["unconfirmed"]
-        hit, won = hit[sure], won[sure]
+        sure = target.is_broken(labels, y)
+        stored, inside = geometry.quantise(points, x, params.norm, params.epsilon)
+        survives = inside & target.is_broken(target.labels(stored.float() / 255.0, won), y)
+        self.n_forward[rows] += _numpy(target.n_forward - before)
+        confirmed = _numpy(sure)
+        self.flags[hit[~confirmed]] |= FLAGS["unconfirmed"]
+        for row in hit[confirmed]:
+            self.broken_by[row] = f"{self.broken_by[row]},{name}".lstrip(",")
+        # An image falls once: in individual mode later attacks do not take over its row.
+        fresh = confirmed & self.alive[hit]
+        hit, chosen = hit[fresh], torch.from_numpy(fresh).to(won.device)
         self.alive[hit] = False
-        self.x_adv[hit] = points[sure]
-        self.adv_pred[hit] = labels[sure]
-        self.margin[hit] = outcome.margin[won]
-        self.iterations[hit] = outcome.iterations_to_success[won]
-        self.restart[hit] = outcome.restart[won]
-        self.first[hit.cpu().numpy()] = name
+        self.x_adv[hit] = points[chosen]
+        self.adv_pred[hit] = _numpy(labels[chosen])
+        self.survives[hit] = _numpy(survives[chosen])
+        won = won[chosen]
+        self.margin_final[hit] = _numpy(outcome.margin[won])
+        self.iterations[hit] = _numpy(outcome.iterations_to_success[won])
+        self.restart[hit] = _numpy(outcome.restart[won])
+        self.first[hit] = name
 
-    def survives_quantisation(self, target: Target) -> torch.Tensor:
-        """Whether the 8-bit copy of a broken image is in the ball and wrong too: bool [N]."""
-        survives = torch.zeros_like(self.alive)
-        rows = (self.clean.correct & ~self.alive).nonzero().flatten()
-        if not len(rows):
-            return survives
-        stored, inside = geometry.quantise(
-            self.x_adv[rows], self.x[rows], self.params.norm, self.params.epsilon
-        )
-        before = target.n_forward.clone()
-        labels = target.labels(stored.float() / 255.0, rows)
-        self.n_forward += target.n_forward - before
-        survives[rows] = inside & target.is_broken(labels, self.y[rows])
-        return survives
+    _ARRAYS = (
+        "clean_pred",
+        "adv_pred",
+        "correct",
+        "alive",
+        "margin_clean",
+        "margin_final",
+        "n_forward",
+        "n_backward",
+        "iterations",
+        "restart",
+        "flags",
+        "first",
+        "broken_by",
+        "survives",
+    )
 
-    def columns(self, target: Target, model_bits: int) -> dict[str, np.ndarray]:
-        """The columns of the batch's rows, and ``x_adv``.
-
-        Args:
-            target: The target bound to the whole batch.
-            model_bits: Flags that hold for every image.
-        """
-        survives = self.survives_quantisation(target)
-        delta = self.x_adv.double() - self.x.double()
-        status = np.where(self.alive.cpu().numpy(), "survived", "broken").astype("<U11")
-        status[~self.clean.correct.cpu().numpy()] = "clean_error"
-        bits = (self.flags | model_bits).cpu().numpy()
+    def state(self, phase: int, done: int, queue: np.ndarray) -> dict[str, Any]:
+        """Everything needed to go on: adversarial images of broken rows only, to stay small."""
+        broken = (self.correct & ~self.alive).nonzero()[0]
         return {
-            "label": self.y.cpu().numpy().astype(np.int32),
-            "clean_pred": self.clean.labels.cpu().numpy().astype(np.int32),
-            "adv_pred": self.adv_pred.cpu().numpy().astype(np.int32),
-            "status": status,
-            "pert_linf": geometry.length(delta, "linf").cpu().numpy(),
-            "pert_l2": geometry.length(delta, "l2").cpu().numpy(),
-            "first_breaking_attack": self.first.copy(),
-            "restart": self.restart.cpu().numpy(),
-            "iterations_to_success": self.iterations.cpu().numpy(),
-            "n_forward": self.n_forward.cpu().numpy(),
-            "n_backward": self.n_backward.cpu().numpy(),
-            "margin_clean": self.clean.margin.double().cpu().numpy(),
-            "margin_final": self.margin.double().cpu().numpy(),
-            "survives_quantisation": survives.cpu().numpy(),
-            "check_flags": np.array([flag_text(int(b)) for b in bits], dtype="<U160"),
-            **{k: v.cpu().numpy() for k, v in self.extra.items()},
-            "x_adv": self.x_adv.cpu().numpy(),
+            "phase": phase,
+            "done": done,
+            "model_bits": self.model_bits,
+            "queue": queue,
+            "broken_rows": broken,
+            "broken_images": self.x_adv[broken].cpu().numpy(),
+            "clean_logits": self.clean_logits.cpu().numpy(),
+            **{name: getattr(self, name).copy() for name in self._ARRAYS},
+            **{f"extra.{name}": values.copy() for name, values in self.extra.items()},
         }
+
+    def restore(self, state: dict[str, Any]) -> tuple[int, int, np.ndarray]:
+        """Take over a saved state; returns phase, images done in it, and its queue."""
+        device = self.work.images.device
+        for name in self._ARRAYS:
+            setattr(self, name, np.array(state[name]))
+        self.extra = {name: np.array(state[f"extra.{name}"]) for name in self.extra}
+        self.clean_logits = torch.from_numpy(np.array(state["clean_logits"])).to(device)
+        images = torch.from_numpy(np.array(state["broken_images"])).to(device)
+        self.x_adv[np.array(state["broken_rows"])] = images
+        self.model_bits = int(state["model_bits"])
+        return int(state["phase"]), int(state["done"]), np.array(state["queue"])
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """The columns of the rows, and ``x_adv``."""
+        delta = self.x_adv.double() - self.work.images.double()
+        status = np.where(self.alive, "survived", "broken").astype("<U11")
+        status[~self.correct] = "clean_error"
+        return {
+            "label": _numpy(self.work.labels).astype(np.int32),
+            "clean_pred": self.clean_pred,
+            "adv_pred": self.adv_pred,
+            "status": status,
+            "pert_linf": _numpy(geometry.length(delta, "linf")),
+            "pert_l2": _numpy(geometry.length(delta, "l2")),
+            "first_breaking_attack": self.first,
+            "broken_by": self.broken_by,
+            "restart": self.restart,
+            "iterations_to_success": self.iterations,
+            "n_forward": self.n_forward,
+            "n_backward": self.n_backward,
+            "margin_clean": self.margin_clean,
+            "margin_final": self.margin_final,
+            "survives_quantisation": self.survives,
+            "check_flags": np.array([flag_text(int(b)) for b in self.flags | self.model_bits]),
+            **self.extra,
+            "x_adv": _numpy(self.x_adv),
+        }
+
+
+def _numpy(values: torch.Tensor) -> np.ndarray:
+    return values.detach().cpu().numpy()

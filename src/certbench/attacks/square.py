@@ -61,11 +61,8 @@ def attack(work: Work) -> dict[str, np.ndarray]:
     from certbench.attacks import shard
 
     params = work.params
-
-    def attack_batch(target, x, y, seeds):
-        return run(target, x, y, params, seeds)
-
-    return shard.attack_shard(work, "square", attack_batch, gradients=False)
+    step = shard.Step("square", params, run, gradients=False)
+    return shard.attack_shard(work, [step])
 
 
 def window_share(query: int, params: Params) -> float:
