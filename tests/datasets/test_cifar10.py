@@ -129,6 +129,7 @@ def test_a_limit_is_a_prefix_of_a_stratified_order(archive, prepare):
     assert batch.images.shape == (500, 32, 32, 3)
 
 
+@pytest.mark.data
 def test_real_images_survive_the_batches(real_images, tmp_path):
     import pyarrow.parquet as pq
 

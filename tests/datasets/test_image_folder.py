@@ -243,6 +243,7 @@ def test_a_name_that_is_no_text_is_refused(tmp_path):
         prepared(tmp_path / "root", ["test"], splits={"test": "."})
 
 
+@pytest.mark.data
 def test_real_photographs_go_through_unchanged(prepare, real_images, tmp_path):
     """Photographs written as files come out of the loader as Pillow decodes them."""
     column = pq.ParquetFile(real_images / "imagenet-sample" / "val.parquet").read_row_group(0)

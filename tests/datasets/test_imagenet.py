@@ -286,6 +286,7 @@ def test_a_broken_meta_file_is_refused(flat, tmp_path):
         prepared(flat, labels=labels, synsets=str(tmp_path / "no.mat"))
 
 
+@pytest.mark.data
 def test_real_photographs_with_a_truncated_one_among_them(prepare, real_images, tmp_path):
     rows = pq.ParquetFile(real_images / "imagenet-sample" / "val.parquet").read_row_group(0)
     rows = rows.slice(0, 20).to_pylist()

@@ -137,7 +137,8 @@ def test_an_empty_cell_is_refused_with_its_row(tmp_path):
         parquet.read(params, table)
 
 
-def test_a_truncated_image_among_good_ones_is_refused_or_left_out(prepare, tmp_path):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_truncated_image_among_good_ones_is_refused_or_left_out(prepare, tmp_path, threads):
     cells = [{"bytes": png(i), "path": None} for i in range(30)]
     cells[11]["bytes"] = cells[11]["bytes"][:-25]
     table = pa.table({"image": pa.array(cells, parquet_image()), "label": [0] * 30})
@@ -147,7 +148,7 @@ def test_a_truncated_image_among_good_ones_is_refused_or_left_out(prepare, tmp_p
     assert (
         code == 2 and "1 of 30 images" in said and "test.parquet, row 11: cannot be decoded" in said
     )
-    code, said, path = prepare("parquet", {**params, "on_bad": "skip"}, ["test"])
+    code, said, path = prepare("parquet", {**params, "on_bad": "skip"}, ["test"], threads=threads)
     assert code == 0
     kept = pq.read_table(path).column("row").to_pylist()
     assert sorted(kept) == [i for i in range(30) if i != 11]
@@ -216,6 +217,7 @@ def test_a_file_that_shrank_since_it_was_prepared_is_refused(shards):
         parquet.read(params, table)
 
 
+@pytest.mark.data
 def test_cifar_photographs_come_out_as_pillow_decodes_them(prepare, real_images):
     root = real_images / "cifar10-jpeg"
     params = {"root": str(root), "files": {"test": "test.parquet"}, "class_names": list(CIFAR)}
@@ -233,6 +235,7 @@ def test_cifar_photographs_come_out_as_pillow_decodes_them(prepare, real_images)
     assert items.class_names == CIFAR
 
 
+@pytest.mark.data
 def test_imagenet_photographs_of_any_shape_go_through_a_crop(prepare, real_images):
     params = {
         "root": str(real_images / "imagenet-sample"),

@@ -38,6 +38,7 @@ def test_resize_and_crop_equal_torchvision_to_the_bit(shape, side, crop):
     assert got.shape == (crop, crop, 3)
 
 
+@pytest.mark.data
 def test_resize_and_crop_equal_torchvision_on_photographs(real_images):
     file = pq.ParquetFile(real_images / "imagenet-sample" / "val.parquet")
     column = file.read_row_group(0, columns=["image"]).column(0)

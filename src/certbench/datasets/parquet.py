@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -134,10 +135,18 @@ def read(params: Params, rows: pa.Table) -> list[Image.Image]:
     root = Path(params.root).expanduser()
     ids = rows.column("item_id").to_pylist()
     paths, numbers = rows.column("path").to_pylist(), rows.column("row").to_pylist()
+    starts = {path: _group_starts(root / path) for path in set(paths)}
     places: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for position, (path, number) in enumerate(zip(paths, numbers, strict=True)):
-        group, inside = _locate(root / path, number)
-        places.setdefault((path, group), []).append((position, inside))
+        bounds = starts[path]
+        if not 0 <= number < bounds[-1]:
+            raise CertbenchError(
+                f"has {bounds[-1]} rows, the index refers to row {number}",
+                where=str(root / path),
+                remedy="the file has changed: prepare the dataset again",
+            )
+        group = bisect_right(bounds, number) - 1
+        places.setdefault((path, group), []).append((position, number - bounds[group]))
     encoded: list[Any] = [None] * len(ids)
     for (path, group), entries in sorted(places.items()):
         values = _values(root / path, params.image, group, [inside for _, inside in entries])
@@ -269,10 +278,8 @@ _starts: dict[tuple, list[int]] = {}
 _held: OrderedDict[tuple, Any] = OrderedDict()
 
 
-def _locate(path: Path, number: int) -> tuple[int, int]:
-    """Row group of a row of a file, and the row's place inside."""
-    from bisect import bisect_right
-
+def _group_starts(path: Path) -> list[int]:
+    """First row of each row group of a file, and the number of rows at the end."""
     key = _identity(path)
     with _lock:
         if key not in _starts:
@@ -281,15 +288,7 @@ def _locate(path: Path, number: int) -> tuple[int, int]:
             for group in range(metadata.num_row_groups):
                 starts.append(starts[-1] + metadata.row_group(group).num_rows)
             _starts[key] = starts
-        starts = _starts[key]
-    if not 0 <= number < starts[-1]:
-        raise CertbenchError(
-            f"has {starts[-1]} rows, the index refers to row {number}",
-            where=str(path),
-            remedy="the file has changed: prepare the dataset again",
-        )
-    group = bisect_right(starts, number) - 1
-    return group, number - starts[group]
+        return _starts[key]
 
 
 def _identity(path: Path) -> tuple:
