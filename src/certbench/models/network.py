@@ -354,7 +354,7 @@ def _conv_bn_pairs(traced: torch.fx.GraphModule) -> list[tuple[torch.fx.Node, to
     pairs = []
     for node in nodes:
         # Exact types only: subclasses (batch normalisation with activation) do more.
-        if _module_type(traced, node) is not nn.BatchNorm2d or calls[node.target] > 1:
+        if _module_type(traced, node) is not nn.BatchNorm2d:
             continue
         conv = node.args[0]
         if (
