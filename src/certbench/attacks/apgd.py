@@ -248,6 +248,7 @@ class Climb:
         first_success: int64 [n], steps made at the first success.
         least_margin: [n].
         flat_start: bool [n], whether the gradient at the start is exactly zero.
+        trace: Loss [n] at the start and after each step.
     """
 
     def __init__(
@@ -274,6 +275,7 @@ class Climb:
         self.least_margin = torch.full((count,), torch.inf, device=device)
         self.first_success = torch.full((count,), -1, dtype=torch.int64, device=device)
         self.best_step = torch.zeros(count, dtype=torch.int64, device=device)
+        self.trace: list[torch.Tensor] = []
         self.best = x
         self.best_loss = self.flat_start = torch.zeros(0)
 
@@ -359,6 +361,7 @@ class Climb:
         )
         if not judged:
             return loss, slope
+        self.trace.append(loss)
         last = made == self.params.steps
         wrong = self.target.broken_at(point, self.y, self.rows, logits, made, last)
         margins = margin(logits, self.y)
