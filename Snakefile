@@ -28,4 +28,4 @@ onsuccess:
 
 
 onerror:
-    partial(PLAN)
+    report_partly(PLAN)

@@ -2,7 +2,7 @@
 
 The workflow's rules and the plan both read this table, so a path is written once. Wildcards are
 ids (``[a-z0-9][a-z0-9_-]*``); ``{dataset}`` of results is a *selection*, ``<id>-<split>-<view>``;
-``{items}`` and ``{samples}`` are half-open ranges.
+``{item_range}`` and ``{sample_range}`` are half-open ranges.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ CONSTRAINTS = {
     "attack": ID,
     "experiment": ID,
     "figure": ID,
-    "items": r"i\d+-\d+",
-    "samples": r"s\d+-\d+|all",
+    "item_range": r"i\d+-\d+",
+    "sample_range": r"s\d+-\d+|all",
 }
 
 OUTPUTS: dict[str, dict[str, str]] = {
@@ -39,10 +39,10 @@ OUTPUTS: dict[str, dict[str, str]] = {
         "card": "results/models/{model}/model.json",
     },
     "predict": {
-        "rows": "results/predictions/{dataset}/{variant}/{model}/{items}.parquet",
+        "rows": "results/predictions/{dataset}/{variant}/{model}/{item_range}.parquet",
     },
     "collect": {
-        "rows": "results/stats/{dataset}/{variant}/{model}/{defense}/{items}_{samples}.parquet",
+        "rows": "results/stats/{dataset}/{variant}/{model}/{defense}/{item_range}_{sample_range}.parquet",
     },
     "decide": {
         "rows": "results/certificates/{experiment}/{dataset}/{model}/{defense}.parquet",
@@ -51,8 +51,8 @@ OUTPUTS: dict[str, dict[str, str]] = {
         "artifact": "results/artifacts/{dataset}/{model}/{defense}/{attack}.safetensors",
     },
     "attack": {
-        "rows": "results/attacks/{dataset}/{variant}/{model}/{defense}/{attack}/{items}.parquet",
-        "images": "results/attacks/{dataset}/{variant}/{model}/{defense}/{attack}/{items}.npz",
+        "rows": "results/attacks/{dataset}/{variant}/{model}/{defense}/{attack}/{item_range}.parquet",
+        "images": "results/attacks/{dataset}/{variant}/{model}/{defense}/{attack}/{item_range}.npz",
     },
     "audit": {
         "rows": "results/audit/{experiment}.parquet",

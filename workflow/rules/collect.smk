@@ -16,6 +16,6 @@ rule collect:
     conda:
         "../../environment.yml"
     message:
-        "collect: {wildcards.defense} of {wildcards.model} on {wildcards.variant}, {wildcards.items} {wildcards.samples}"
+        "collect: {wildcards.defense} of {wildcards.model} on {wildcards.variant}, {wildcards.item_range} {wildcards.sample_range}"
     script:
         "../scripts/collect.py"

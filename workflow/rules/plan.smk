@@ -3,7 +3,7 @@ import sys
 
 from certbench import paths, plan as planning
 from certbench.errors import CertbenchError
-from certbench.report.verdict import judge, partial
+from certbench.report.verdict import judge, report_partly
 
 
 def refused(make, *arguments):

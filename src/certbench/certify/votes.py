@@ -65,12 +65,13 @@ def collect(
     if stop is None:
         raise CertbenchError("votes need a range of samples", where="collect")
     smoothing.require_eval(work.network)
+    network, layout = smoothing.for_inference(work.network)
     streams = [(noises.SELECTION, 0, n0)] if start == 0 and n0 else []
     streams.append((noises.ESTIMATION, start, stop))
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("slot", *STATS_COLUMNS)}
     for stream, first, last in streams:
         table = smoothing.count_votes(
-            work.network,
+            network,
             work.images,
             work.item_index.astype(np.int64),
             stream,
@@ -103,6 +104,7 @@ def collect(
         "seed64": str(work.seed64),
         "numerics": work.numerics,
         "dtype": "float32",
+        "layout": layout,
         "device": str(getattr(work.device, "type", work.device)),
         "num_classes": work.num_classes,
         "shape": list(work.images.shape[1:]),
@@ -240,13 +242,14 @@ class Judge:
         self.work, self.sigma, self.noise, self.n, self.alpha = work, sigma, noise, n, alpha
         self.stream = stream
         self.passes = n
+        self.network, _ = smoothing.for_inference(work.network)
 
     def __call__(self, x: torch.Tensor, items: np.ndarray) -> torch.Tensor:
         """Labels of the points ``x`` of the items."""
         import torch
 
         counts = smoothing.count_votes(
-            self.work.network,
+            self.network,
             x.detach().clamp(0, 1),
             np.asarray(items, np.int64),
             self.stream,

@@ -1,0 +1,85 @@
+"""What a certificate is worth: certified accuracy over radius, ACR, abstentions, pA quantiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from certbench.params import param
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+version = 1
+
+rows = "certificates"
+
+
+@dataclass(frozen=True)
+class Params:
+    """Where certified accuracy is reported."""
+
+    radii: tuple[float, ...] = param(
+        (0.0, 0.25, 0.5, 0.75, 1.0),
+        help="radii of the table",
+        unit="the certificate's norm",
+        minimum=0,
+    )
+    quantiles: tuple[float, ...] = param(
+        (0.1, 0.25, 0.5, 0.75, 0.9), help="quantiles of the pA bound", minimum=0, maximum=1
+    )
+    confidence: float = param(0.95, help="level of the intervals", above=0, below=1)
+    rho: float = param(
+        0.001, help="level of the statement over all images together", above=0, below=1
+    )
+
+
+def compute(group: pd.DataFrame, params: Params, context: Any) -> list[dict[str, Any]]:
+    """Rows for one defended model on one variant.
+
+    ``certified_accuracy`` at every radius counts all items, abstentions too; its interval is exact
+    binomial. ``certified_accuracy_surely`` subtracts what failing certificates may contribute:
+    with probability 1 - rho over all images the certified accuracy of these images is at least
+    that. ``acr`` is the average certified radius, whose size depends on the sample budget and on
+    easy images: read it beside ``p_a`` quantiles and ``cap_share``.
+    """
+    from certbench.certify.statistics import high_probability_slack
+    from certbench.metrics import certification
+    from certbench.metrics.tabulating import share, value
+    from certbench.threat import convert_size
+
+    made: list[dict[str, Any]] = []
+    ok = group["predict"] == group["label"]
+    alpha = group["threat_alpha"].iloc[0] if len(group) else None
+    for radius in params.radii:
+        row = share(
+            "certified_accuracy", ok & (group["radius"] >= radius), params.confidence, radius
+        )
+        made.append(row)
+        if alpha == alpha and alpha is not None and radius > 0:
+            slack = high_probability_slack(len(group), float(alpha), params.rho)
+            surely = max(0.0, row["value"] - slack)
+            made.append(value("certified_accuracy_surely", surely, len(group), radius))
+    norm = group["threat_norm"].iloc[0] if len(group) else "l2"
+    for threat in context.threats:
+        if threat.kind != group["threat_kind"].iloc[0]:
+            continue
+        needed = threat.size
+        if threat.kind == "lp" and threat.norm != norm:
+            if context.dimension is None:
+                continue
+            needed = convert_size(threat.size, threat.norm, norm, context.dimension)
+        held = ok & (group["radius"] > needed)
+        made.append(share(f"certified_at:{_id(threat)}", held, params.confidence, needed))
+    made.append(value("acr", certification.average_certified_radius(group), len(group)))
+    made.append(share("abstain_rate", group["abstain"], params.confidence))
+    if "radius_capped" in group and group["radius_capped"].notna().any():
+        made.append(share("cap_share", group["radius_capped"].fillna(False), params.confidence))
+    if "p_lower" in group and group["p_lower"].notna().any():
+        for q in params.quantiles:
+            made.append(value("p_a_quantile", float(group["p_lower"].quantile(q)), len(group), q))
+    return made
+
+
+def _id(threat: Any) -> str:
+    return str(threat.id)

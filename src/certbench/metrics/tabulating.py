@@ -1,0 +1,196 @@
+"""The job ``table``: every metric of one experiment as long rows, and what it cost.
+
+A table is a pure function of rows. One row is one number: which experiment, dataset, variant,
+model, defence, attack, which metric at which parameter, its value, its interval, and how many
+items it is about.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from certbench.params import build
+from certbench.results import rows as row_files
+from certbench.results.atomic import atomic_path
+from certbench.threat import Threat
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from certbench.job import Job
+
+GROUP = [
+    "task",
+    "dataset",
+    "split",
+    "view",
+    "variant_id",
+    "model",
+    "defense",
+    "attack",
+    "threat_id",
+]
+COLUMNS = ["experiment", *GROUP, "metric", "parameter", "value", "low", "high", "n"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a metric may need beside its rows.
+
+    Attributes:
+        threats: Threat models named by the experiment.
+        dimension: Values per item (C x H x W), or None where unknown.
+    """
+
+    threats: tuple[Threat, ...]
+    dimension: int | None
+
+
+def share(name: str, holds: Any, confidence: float, parameter: float | None = None) -> dict:
+    """A metric row for a share of items, with its exact binomial interval.
+
+    Args:
+        name: The metric.
+        holds: bool [n].
+        confidence: Level of the two-sided Clopper-Pearson interval.
+        parameter: Radius, quantile, ... where the metric has one.
+    """
+    from certbench.certify.statistics import binomial_interval
+
+    n, k = len(holds), int(holds.sum())
+    if not n:
+        return value(name, None, 0, parameter)
+    low, high = binomial_interval(k, n, confidence)
+    return {**value(name, k / n, n, parameter), "low": float(low), "high": float(high)}
+
+
+def value(name: str, number: float | None, n: int, parameter: float | None = None) -> dict:
+    """A metric row without an interval."""
+    known = number is not None and not math.isnan(number)
+    return {
+        "metric": name,
+        "parameter": parameter,
+        "value": float(number) if known and number is not None else None,
+        "low": None,
+        "high": None,
+        "n": n,
+    }
+
+
+def run(job: Job) -> None:
+    """Compute all metrics of one experiment; writes Parquet, CSV and the cost rows."""
+    import pandas as pd
+
+    work = job.work
+    threats = tuple(Threat(t["kind"], t["norm"], t["size"], t["space"]) for t in work["threats"])
+    frames: dict[str, pd.DataFrame] = {}
+    metrics = work["metrics"]
+    made: list[dict[str, Any]] = []
+    with job.bar(len(metrics), f"table {work['experiment']}", "metrics") as bar:
+        for block in metrics:
+            module = job.plugin("metric", block["name"])
+            params = build(module.Params, block["params"], f"metrics.{block['name']}")
+            kind = module.rows
+            if kind not in frames:
+                frames[kind] = row_files.read(job.inputs.get(kind, []), kind).to_pandas()
+            made += tabulate(frames[kind], module, params, threats, job.inputs.get(kind, []))
+            bar.update(1)
+    table = pd.DataFrame(made, columns=COLUMNS[1:])
+    table.insert(0, "experiment", work["experiment"])
+    write_table(job, table)
+    costs = cost_rows(work["experiment"], job.inputs)
+    made_costs = row_files.table("cost", *_split_costs(costs))
+    row_files.write(job.output("cost"), made_costs, "cost", job.provenance())
+
+
+def tabulate(
+    frame: pd.DataFrame,
+    module: Any,
+    params: Any,
+    threats: tuple[Threat, ...],
+    paths: Sequence[Any] = (),
+) -> list[dict[str, Any]]:
+    """One metric plug-in over all groups of its rows."""
+    if frame.empty:
+        return []
+    dimension = _dimension(paths)
+    made = []
+    for key, group in frame.groupby(GROUP, observed=True, dropna=False, sort=True):
+        labels = {
+            name: None if part is None or part != part else str(part)
+            for name, part in zip(GROUP, key, strict=True)
+        }
+        context = Context(threats, dimension)
+        made += [{**labels, **row} for row in module.compute(group, params, context)]
+    return made
+
+
+def _dimension(paths: Sequence[Any]) -> int | None:
+    for path in paths:
+        shape = row_files.provenance(path).get("shape")
+        if shape:
+            return math.prod(shape)
+    return None
+
+
+def write_table(job: Job, table: pd.DataFrame) -> None:
+    """Write a table as Parquet (with provenance) and CSV."""
+    import json
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    footer = json.dumps({"kind": "table", **job.provenance()}, default=str)
+    strings = dict.fromkeys(("experiment", *GROUP, "metric"), "string")
+    typed = table.astype({**strings, "n": "int64"})
+    for name in ("parameter", "value", "low", "high"):
+        typed[name] = typed[name].astype("float64")
+    made = pa.Table.from_pandas(typed, preserve_index=False)
+    made = made.replace_schema_metadata({row_files.FOOTER: footer.encode()})
+    with atomic_path(job.output("rows")) as path:
+        pq.write_table(made, path)
+    with atomic_path(job.output("csv")) as path:
+        typed.to_csv(path, index=False)
+
+
+def cost_rows(experiment: str, inputs: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Seconds, passes and jobs per stage and model, from the footers of the result files."""
+    stages = {
+        "training": "train",
+        "predictions": "predict",
+        "certificates": "decide",
+        "attacks": "attack",
+    }
+    found: dict[tuple[str, str, str, str], dict[str, Any]] = {}
+
+    def add(stage: str, work: Mapping[str, Any], footer: Mapping[str, Any], jobs: int = 1) -> None:
+        defense = work.get("defense", {})
+        key = (
+            stage,
+            str(work.get("model", "")),
+            str(defense.get("id", "none")) if isinstance(defense, dict) else "none",
+            str(work.get("attack", {}).get("id", "")),
+        )
+        row = found.setdefault(key, {"jobs": 0, "wall_time_s": 0.0, "device_time_s": 0.0})
+        row["jobs"] += jobs
+        row["wall_time_s"] += float(footer.get("wall_time_s", 0.0))
+        row["device_time_s"] += float(footer.get("device_time_s", 0.0))
+
+    for name, stage in stages.items():
+        for path in inputs.get(name, []):
+            footer = row_files.provenance(path)
+            add(stage, footer["work"], footer)
+            if "collected" in footer:
+                add("collect", footer["work"], footer["collected"], footer["collected"]["jobs"])
+    return [
+        {"stage": stage, "model": model, "defense": defense, "attack": attack or None, **row}
+        for (stage, model, defense, attack), row in sorted(found.items())
+    ]
+
+
+def _split_costs(costs: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    names = ("stage", "model", "defense", "attack", "jobs", "wall_time_s", "device_time_s")
+    return {name: [row[name] for row in costs] for name in names}, {}
