@@ -45,8 +45,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.end_headers()
                 return
             self.send_response(206)
-            begin = 0 if fault == "wrong range" else start
-            self.send_header("Content-Range", f"bytes {begin}-{len(body) - 1}/{len(body)}")
+            if fault == "wrong range":
+                start = 0
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         else:
             self.send_response(200)
         if site.etag:
@@ -239,6 +240,7 @@ def test_a_part_that_is_complete_already_needs_no_byte_more(site, tmp_path):
         get(site, tmp_path / "w.bin", attempts=1)
     (tmp_path / "w.bin.part").write_bytes(BODY)
     assert get(site, tmp_path / "w.bin").read_bytes() == BODY
+    assert [r.get("Range") for r in site.requests] == [None, "bytes=300000-"]
 
 
 def test_a_part_longer_than_the_file_is_thrown_away(site, tmp_path):
@@ -251,7 +253,8 @@ def test_a_part_longer_than_the_file_is_thrown_away(site, tmp_path):
 
 def test_an_answer_that_starts_at_the_wrong_byte_is_not_appended(site, tmp_path):
     site.faults = ["drop", "wrong range"]
-    assert get(site, tmp_path / "w.bin").read_bytes() == BODY
+    assert get(site, tmp_path / "w.bin", sha256=None).read_bytes() == BODY
+    assert [r.get("Range") for r in site.requests] == [None, "bytes=150000-", None]
 
 
 def test_a_busy_server_is_asked_again_after_the_pause_it_names(site, tmp_path, monkeypatch):
@@ -295,7 +298,7 @@ def test_a_name_that_does_not_resolve_is_told(tmp_path, monkeypatch):
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
-    with pytest.raises(CertbenchError, match="nowhere.invalid cannot be resolved"):
+    with pytest.raises(CertbenchError, match=r"nowhere\.invalid cannot be resolved"):
         download("https://nowhere.invalid/w", tmp_path / "w", attempts=1)
 
 

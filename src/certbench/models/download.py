@@ -293,6 +293,9 @@ class _Transfer:
         self._check_room(total, start)
         write_text(self.notes, json.dumps(seen.__dict__))
         done = self._copy(response, start, total)
+        if total is not None and done > total:
+            self.discard()
+            raise _Transient(f"more than the {total} bytes that the server announced", 0.0)
         if total is not None and done < total:
             raise _Transient(f"the connection closed after {done} of {total} bytes")
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,8 @@ DOWNLOADS = Path("results/downloads")
 
 _MIB = 1 << 20
 
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+
 logger = logging.getLogger("certbench")
 
 
@@ -33,8 +34,9 @@ def run(job: Job) -> None:
     """Fetch one model and write its weights and card.
 
     ``job.work``: ``model`` (id), ``task``, ``builder`` and ``source`` (each name, version, params),
-    ``num_classes``, ``normalisation`` (mean and std, or null: what the checkpoint records, else the
-    builder's default), ``plugins``. Outputs: ``weights``, ``card``.
+    ``num_classes``, ``normalisation`` (mean and std, or null: what the checkpoint records, else
+    what the source knows of its weights, else the builder's default), ``plugins``. Outputs:
+    ``weights``, ``card``.
 
     Args:
         job: The job.
@@ -62,9 +64,13 @@ def run(job: Job) -> None:
     unwrapped = align(net, fetched.state, getattr(builder, "convert", None))
     load_into(net, unwrapped.state, f"{name}: {fetched.origin}")
     refuse_non_finite(net.state_dict(), f"{name}: {fetched.origin}")
-    mean, std = _normalisation(
-        work.get("normalisation"), unwrapped.input_layer, builder, params, name
+    published = source.normalisation(wanted) if hasattr(source, "normalisation") else None
+    default = (
+        builder.default_normalisation(params)
+        if published is None and hasattr(builder, "default_normalisation")
+        else published
     )
+    mean, std = _normalisation(work.get("normalisation"), unwrapped.input_layer, default, name)
     card = {
         "model": work["model"],
         "task": work["task"],
@@ -86,9 +92,9 @@ def run(job: Job) -> None:
 
 
 def _normalisation(
-    given: dict[str, Any] | None, layer: InputLayer | None, builder: Any, params: Any, name: str
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The input layer of the model: what the checkpoint records, the configuration, the builder.
+    given: dict[str, Any] | None, layer: InputLayer | None, default: Normalisation | None, name: str
+) -> Normalisation:
+    """The input layer of the model: what the checkpoint records, the configuration, the default.
 
     A wrong input layer gives a model near chance without any other sign (published ImageNet models
     of Salman et al., 2019, centre their input where others standardise), so nothing is guessed.
@@ -109,6 +115,8 @@ def _normalisation(
             )
         return recorded
     if stated is not None:
+        if default is not None and not _close(stated, default):
+            logger.warning("%s: mean %s, std %s instead of the usual %s", name, *stated, default)
         return stated
     if layer is not None:
         raise CertbenchError(
@@ -118,17 +126,16 @@ def _normalisation(
             remedy="state them: normalisation: {mean: [...], std: [...]} as in training; a layer "
             "that only subtracts the mean has std: [1, 1, 1]",
         )
-    if not hasattr(builder, "default_normalisation"):
+    if default is None:
         raise CertbenchError(
-            f"builder '{builder.__name__.rpartition('.')[2]}' has no default",
+            "is not known: neither the checkpoint nor its source nor the builder states it",
             where=where,
             remedy="state it: normalisation: {mean: [...], std: [...]}, in pixel values of [0, 1]",
         )
-    mean, std = builder.default_normalisation(params)
-    return tuple(mean), tuple(std)
+    return tuple(default[0]), tuple(default[1])
 
 
-def _to_unit_range(layer: InputLayer, where: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _to_unit_range(layer: InputLayer, where: str) -> Normalisation:
     """The recorded constants, if they are those of images in [0, 1]."""
     if max(map(abs, layer.mean)) > 1 or (layer.kind == "standardise" and max(layer.std) > 1):
         raise CertbenchError(
@@ -144,11 +151,15 @@ def _to_unit_range(layer: InputLayer, where: str) -> tuple[tuple[float, ...], tu
     return mean, std
 
 
-def _close(
-    one: tuple[Sequence[float], Sequence[float]], other: tuple[Sequence[float], Sequence[float]]
-) -> bool:
-    """Equal up to the digits that papers print."""
-    pairs = [*zip(one[0], other[0], strict=False), *zip(one[1], other[1], strict=False)]
+def _close(one: Normalisation, other: Normalisation) -> bool:
+    """Equal up to the digits that papers print; one constant stands for all channels."""
+    pairs: list[tuple[float, float]] = []
+    for a, b in zip(one, other, strict=True):
+        channels = max(len(a), len(b))
+        a, b = (values * channels if len(values) == 1 else values for values in (a, b))
+        if len(a) != len(b):
+            return False
+        pairs.extend(zip(a, b, strict=True))
     return all(math.isclose(a, b, rel_tol=0, abs_tol=5e-4) for a, b in pairs)
 
 

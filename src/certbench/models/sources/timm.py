@@ -57,6 +57,16 @@ def fetch(params: Params, folder: Path, context: SourceContext) -> FetchedState:
     return FetchedState(model.state_dict(), digest, origin, path.stat().st_size)
 
 
+def normalisation(params: Params) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std that these weights were trained with; they differ between the tags of a model.
+
+    Raises:
+        CertbenchError: timm has no such model or weights.
+    """
+    config = _config(params.name, "source timm")
+    return tuple(config.mean), tuple(config.std)
+
+
 def _config(name: str, where: str) -> Any:
     """The pretrained weights that timm records for ``name``."""
     import timm

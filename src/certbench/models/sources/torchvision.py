@@ -60,6 +60,16 @@ def fetch(params: Params, folder: Path, context: SourceContext) -> FetchedState:
     return FetchedState(model.state_dict(), read.sha256, weights.url, read.size_bytes)
 
 
+def normalisation(params: Params) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std that these weights were trained with.
+
+    Raises:
+        CertbenchError: torchvision has no such model or weights.
+    """
+    preset = _weights(params, "source torchvision").transforms()
+    return tuple(preset.mean), tuple(preset.std)
+
+
 def _weights(params: Params, where: str) -> Any:
     import torchvision
 
