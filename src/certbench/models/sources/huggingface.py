@@ -59,9 +59,8 @@ def hub_file(repo: str, filename: str, revision: str | None, context: SourceCont
     """A file of the Hub in its cache, downloaded if need be.
 
     Raises:
+        NoSuchFile: The repository has no such file.
         CertbenchError: See :func:`fetch`.
-        huggingface_hub.errors.EntryNotFoundError: Never; it is told as a CertbenchError
-            (:class:`NoSuchFile`).
     """
     from huggingface_hub import constants, errors, hf_hub_download
 
