@@ -56,10 +56,10 @@ def test_water_is_added_and_mud_covers():
 
 def test_frost_draws_each_of_five_photographs_alike(monkeypatch):
     drawn = []
-    photograph = two_d_weather._photograph
+    photograph = two_d_weather.frost_photograph
     monkeypatch.setattr(
         two_d_weather,
-        "_photograph",
+        "frost_photograph",
         lambda index, *rest: drawn.append(index) or photograph(index, *rest),
     )
     image = np.zeros((32, 32, 3), np.uint8)
@@ -82,7 +82,7 @@ def test_frost_draws_each_of_five_photographs_alike(monkeypatch):
 )
 def test_the_photograph_is_scaled_as_the_table_says(table, size, expected):
     scale = entry("frost", 1, table)[2]
-    assert two_d_weather._photograph(0, scale, size, size).shape[:2] == expected
+    assert two_d_weather.frost_photograph(0, scale, size, size).shape[:2] == expected
 
 
 @pytest.mark.parametrize("table", SEVERITY_TABLES)
@@ -90,7 +90,7 @@ def test_frost_fits_images_larger_than_the_photograph(table):
     image = np.zeros((700, 1000, 3), np.uint8)
     for seed in range(6):
         assert corrupt(image, "frost", 3, table, seed).shape == image.shape
-    photograph = two_d_weather._photograph(1, entry("frost", 1, table)[2], 700, 1000)
+    photograph = two_d_weather.frost_photograph(1, entry("frost", 1, table)[2], 700, 1000)
     assert photograph.shape[0] > 700 and photograph.shape[1] > 1000
 
 
@@ -98,7 +98,7 @@ def test_frost_of_a_black_image_is_a_weighted_crop_of_a_photograph():
     image = np.zeros((40, 40, 3), np.uint8)
     out = corrupt(image, "frost", 1, "imagenet", 3)
     rng = np.random.RandomState(3)
-    photograph = two_d_weather._photograph(rng.randint(5), 1.1, 40, 40)
+    photograph = two_d_weather.frost_photograph(rng.randint(5), 1.1, 40, 40)
     top = rng.randint(0, photograph.shape[0] - 40)
     left = rng.randint(0, photograph.shape[1] - 40)
     crop = photograph[top : top + 40, left : left + 40]

@@ -22,7 +22,7 @@ from certbench.corruptions import severity as tables
 from certbench.corruptions.imagecorruptions_adapter import VERSION, package
 from certbench.errors import CertbenchError
 
-_MODULES = {
+MODULES = {
     "gaussian_noise": "two_d_noise",
     "shot_noise": "two_d_noise",
     "impulse_noise": "two_d_noise",
@@ -84,11 +84,20 @@ def image_seed(
     Returns:
         The first four bytes of the SHA-256 of the arguments (as a JSON list), big-endian.
     """
+    return int.from_bytes(
+        identity_digest(seed, dataset, item_id, corruption, severity, severity_table)[:4], "big"
+    )
+
+
+def identity_digest(
+    seed: int, dataset: str, item_id: str, corruption: str, severity: int, severity_table: str
+) -> bytes:
+    """SHA-256 of the identity of one corrupted image, the arguments of :func:`image_seed`."""
     key = json.dumps(
         [int(seed), dataset, item_id, corruption, int(severity), severity_table],
         separators=(",", ":"),
     )
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
+    return hashlib.sha256(key.encode()).digest()
 
 
 def engine(corruption: str, severity_table: str) -> str:
@@ -190,7 +199,7 @@ def corrupt_batch(
 @cache
 def _function(corruption: str) -> Callable[..., np.ndarray]:
     """Own code of a type; what it needs is imported when it is first used."""
-    module = importlib.import_module(f"certbench.corruptions.{_MODULES[corruption]}")
+    module = importlib.import_module(f"certbench.corruptions.{MODULES[corruption]}")
     return getattr(module, corruption)
 
 

@@ -168,8 +168,8 @@ def zoom_blur(image: np.ndarray, entry: tuple[float, float], rng: Any = None) ->
 
 def _enlarged(plane: np.ndarray, factor: float) -> np.ndarray:
     """Central part of ``plane`` (float64 [W, H]), enlarged, cropped at the top left to its size."""
-    left, right, left_weight, right_weight = _linear_taps(plane.shape[0], factor)
-    top, bottom, top_weight, bottom_weight = _linear_taps(plane.shape[1], factor)
+    left, right, left_weight, right_weight = linear_taps(plane.shape[0], factor)
+    top, bottom, top_weight, bottom_weight = linear_taps(plane.shape[1], factor)
     first = left[0]
     part = plane[first : right[-1] + 1]
     left, right = left - first, right - first
@@ -191,17 +191,22 @@ def _enlarged(plane: np.ndarray, factor: float) -> np.ndarray:
 
 
 @lru_cache(maxsize=256)
-def _linear_taps(size: int, factor: float) -> tuple[np.ndarray, ...]:
+def linear_taps(size: int, factor: float, whole: bool = False) -> tuple[np.ndarray, ...]:
     """Indices of the two neighbours of every output position on one axis, and their weights.
 
     The crop has ``ceil(size / factor)`` values, the enlarged axis the rounded product with
     ``factor``, which is never less than ``size``; first and last positions coincide. Where
     rounding puts the last position beyond the crop, SciPy's rule for the outside (zero) holds.
+
+    Args:
+        size: Length of the axis.
+        factor: Enlargement, at least 1.
+        whole: All positions of the enlarged axis, not the first ``size`` only.
     """
     part = int(np.ceil(size / factor))
     start = (size - part) // 2
     enlarged = round(part * factor)
-    position = np.arange(size) * ((part - 1) / (enlarged - 1))
+    position = np.arange(enlarged if whole else size) * ((part - 1) / (enlarged - 1))
     inside = position <= part - 1
     low = np.floor(position)
     share = position - low

@@ -16,12 +16,12 @@ import numpy as np
 from certbench.corruptions.imagecorruptions_adapter import gaussian
 
 # Rank of each output channel among (largest, middle, smallest) in the six sectors of the hue.
-_SECTORS = np.array(
+SECTORS = np.array(
     [[0, 1, 2], [1, 0, 2], [2, 0, 1], [2, 1, 0], [1, 2, 0], [0, 2, 1]], dtype=np.intp
 )
 
 # Radius in pixels from which a Gaussian filter of an image-sized field is done as matrix products.
-_WIDE = 48
+WIDE = 48
 
 
 def brightness(image: np.ndarray, entry: float, rng: Any = None) -> np.ndarray:
@@ -121,13 +121,19 @@ def _smoothed(noise: np.ndarray, sigma: Any) -> np.ndarray:
     The recipe of ImageNet-C has filters wider than the image (sigma 171 at 224 pixels), where
     one product with a matrix per axis takes a hundredth of the time of a convolution.
     """
-    if np.max(sigma) * 3 < _WIDE:
+    if np.max(sigma) * 3 < WIDE:
         return gaussian(noise, sigma, mode="reflect", truncate=3)
     rows, columns = (
         reflected_filter(size, float(s), 3.0)
         for size, s in zip(noise.shape, np.broadcast_to(sigma, 2), strict=True)
     )
     return rows @ noise @ columns.T
+
+
+def gaussian_weights(sigma: float, radius: int) -> np.ndarray:
+    """Weights of a Gaussian filter at -radius..radius, as SciPy computes them: sum 1, float64."""
+    weights = np.exp(-0.5 / (sigma * sigma) * np.arange(-radius, radius + 1) ** 2)
+    return weights / weights.sum()
 
 
 @lru_cache(maxsize=16)
@@ -141,8 +147,7 @@ def reflected_filter(size: int, sigma: float, truncate: float) -> np.ndarray:
     """
     radius = int(truncate * sigma + 0.5)
     offsets = np.arange(-radius, radius + 1)
-    weights = np.exp(-0.5 / (sigma * sigma) * offsets**2)
-    weights /= weights.sum()
+    weights = gaussian_weights(sigma, radius)
     positions = (np.arange(size)[:, np.newaxis] + offsets) % (2 * size)
     positions = np.minimum(positions, 2 * size - 1 - positions)
     matrix = np.zeros((size, size))
@@ -247,7 +252,7 @@ def _through_hsv(
     values[:, 0] = _to_bytes(v)
     values[:, 1] = _to_bytes(v * (1 - np.where(rising, 1 - fraction, fraction) * s))
     values[:, 2] = _to_bytes(v * (1 - s))
-    index = _SECTORS[sector]
+    index = SECTORS[sector]
     index += np.arange(0, 3 * v.size, 3)[:, np.newaxis]
     return values.reshape(-1)[index].reshape(height, width, 3)
 

@@ -17,8 +17,8 @@ from certbench.corruptions.imagecorruptions_adapter import (
     package,
 )
 
-_WATER = (175 / 255.0, 238 / 255.0, 238 / 255.0)
-_MUD = (63 / 255.0, 42 / 255.0, 20 / 255.0)
+WATER = (175 / 255.0, 238 / 255.0, 238 / 255.0)
+MUD = (63 / 255.0, 42 / 255.0, 20 / 255.0)
 
 
 def snow(image: np.ndarray, entry: tuple, rng: np.random.RandomState) -> np.ndarray:
@@ -46,7 +46,7 @@ def frost(image: np.ndarray, entry: tuple, rng: np.random.RandomState) -> np.nda
     """Blend with a random crop of one of five photographs of frost."""
     weight, frost_weight, scale = entry
     height, width = image.shape[:2]
-    photograph = _photograph(rng.randint(5), scale, height, width)
+    photograph = frost_photograph(rng.randint(5), scale, height, width)
     top = rng.randint(0, photograph.shape[0] - height)
     left = rng.randint(0, photograph.shape[1] - width)
     crop = photograph[top : top + height, left : left + width]
@@ -77,19 +77,19 @@ def spatter(image: np.ndarray, entry: tuple, rng: np.random.RandomState) -> np.n
         mask[mask < 0.8] = 0
         mask = mask[..., np.newaxis]
         x *= 1 - mask
-        return (np.clip(x + np.array(_MUD) * mask, 0, 1) * 255).astype(np.uint8)
-    water = _refraction(layer)
+        return (np.clip(x + np.array(MUD) * mask, 0, 1) * 255).astype(np.uint8)
+    water = refraction(layer)
     largest = water.max()
     if largest == 0:
         # No drop on this image; the published code divides 0 by 0 here.
         return image.copy()
     water /= largest
     water *= gain
-    color = np.array(_WATER, dtype=np.float32)
+    color = np.array(WATER, dtype=np.float32)
     return (np.clip(x + water[..., np.newaxis] * color, 0, 1) * 255).astype(np.uint8)
 
 
-def _refraction(layer: np.ndarray) -> np.ndarray:
+def refraction(layer: np.ndarray) -> np.ndarray:
     """Brightness of the drops in ``layer``: bright towards one side of their rims."""
     import cv2
 
@@ -103,7 +103,7 @@ def _refraction(layer: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=10)
-def _photograph(index: int, scale: float, height: int, width: int) -> np.ndarray:
+def frost_photograph(index: int, scale: float, height: int, width: int) -> np.ndarray:
     """A photograph (RGB), scaled by ``scale``, or to exceed the image by a tenth if too small.
 
     The package enlarges by 1.1 whatever the size (``scale`` 1.1); the scripts for 299, 64 and 32
