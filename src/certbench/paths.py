@@ -13,6 +13,7 @@ ID = r"[a-z0-9][a-z0-9_-]*"
 
 CONSTRAINTS = {
     "source": ID,
+    "split": ID,
     "dataset": ID,
     "variant": ID,
     "model": ID,
@@ -24,10 +25,12 @@ CONSTRAINTS = {
     "sample_range": r"s\d+-\d+|all",
 }
 
+_DEFENDED = "{dataset}/{variant}/{model}/{defense}"
+
 OUTPUTS: dict[str, dict[str, str]] = {
     "prepare": {
-        "index": "results/datasets/{source}/index.parquet",
-        "card": "results/datasets/{source}/card.json",
+        "index": "results/datasets/{source}/{split}/index.parquet",
+        "card": "results/datasets/{source}/{split}/card.json",
     },
     "train": {
         "weights": "results/models/{model}/model.safetensors",
@@ -42,7 +45,7 @@ OUTPUTS: dict[str, dict[str, str]] = {
         "rows": "results/predictions/{dataset}/{variant}/{model}/{item_range}.parquet",
     },
     "collect": {
-        "rows": "results/stats/{dataset}/{variant}/{model}/{defense}/{item_range}_{sample_range}.parquet",
+        "rows": f"results/stats/{_DEFENDED}/{{item_range}}_{{sample_range}}.parquet",
     },
     "decide": {
         "rows": "results/certificates/{experiment}/{dataset}/{model}/{defense}.parquet",
@@ -51,8 +54,8 @@ OUTPUTS: dict[str, dict[str, str]] = {
         "artifact": "results/artifacts/{dataset}/{model}/{defense}/{attack}.safetensors",
     },
     "attack": {
-        "rows": "results/attacks/{dataset}/{variant}/{model}/{defense}/{attack}/{item_range}.parquet",
-        "images": "results/attacks/{dataset}/{variant}/{model}/{defense}/{attack}/{item_range}.npz",
+        "rows": f"results/attacks/{_DEFENDED}/{{attack}}/{{item_range}}.parquet",
+        "images": f"results/attacks/{_DEFENDED}/{{attack}}/{{item_range}}.npz",
     },
     "audit": {
         "rows": "results/audit/{experiment}.parquet",

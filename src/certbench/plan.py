@@ -102,6 +102,21 @@ class Defense:
             "decide": parameters.as_dict(self.decide),
         }
 
+    def attack_block(self) -> dict[str, Any]:
+        """Identity, and the parameters that attacks on it depend on."""
+        chosen = getattr(self.module, "attack_params", None)
+        params = (
+            chosen(self.collect, self.decide)
+            if chosen is not None
+            else {**parameters.as_dict(self.collect), **parameters.as_dict(self.decide)}
+        )
+        return {
+            "id": self.id,
+            "name": self.name,
+            "version": self.module.version,
+            "params": params,
+        }
+
     def shard_params(self, start: int, stop: int | None) -> dict[str, Any]:
         """The collect parameters one shard depends on (the total number of samples is not)."""
         chosen = getattr(self.module, "shard_params", None)
@@ -349,11 +364,12 @@ class _Planner:
                 where=f"{where}.limit",
                 remedy=f"set a limit here, or datasets.{use.id}.sizes.{split}",
             )
-        if sizes[split] is not None and size > sizes[split]:
+        known = sizes[split]
+        if known is not None and size > known:
             raise CertbenchError(
-                f"asks for {size} items; split '{split}' has {sizes[split]}",
+                f"asks for {size} items; split '{split}' has {known}",
                 where=f"{where}.limit",
-                remedy=f"set at most {sizes[split]}, or null for all",
+                remedy=f"set at most {known}, or null for all",
             )
         return dataclasses.replace(chosen, size=size)
 
@@ -377,18 +393,19 @@ class _Planner:
             )
         return known
 
-    def _prepare(self, use: PluginUse) -> PlannedJob:
+    def _prepare(self, use: PluginUse, split: str) -> PlannedJob:
+        """The job that checks and indexes one split: whole, so that a limit is no part of it."""
         work = {
             "dataset": use.id,
             "plugin": use.name,
             "version": use.module.version,
             "params": parameters.as_dict(use.params),
-            "splits": list(use.module.splits(use.params)),
+            "splits": [split],
             "sizes": {},
             "seed": self.config["seed"],
             "plugins": list(self.extra),
         }
-        return self._add("prepare", (use.id,), {}, work)
+        return self._add("prepare", (use.id, split), {}, work)
 
     def _model(self, name: str, where: str) -> PlannedJob:
         """The job that makes a model: trained by a recipe, or fetched from a source."""
@@ -427,9 +444,13 @@ class _Planner:
         recipe = self._plugin(f"{spot}.recipe", "recipe", entry["recipe"])
         on = entry["train_on"]
         chosen = self._split_of(on["dataset"], on["split"], on["view"], f"config: {spot}.train_on")
+        inputs: dict[str, str] = {}
         if on["val_split"] is not None:
-            self._split_of(on["dataset"], on["val_split"], on["view"], f"config: {spot}.train_on")
-        prepared = self._prepare(chosen.dataset)
+            val = self._split_of(
+                on["dataset"], on["val_split"], on["view"], f"config: {spot}.train_on.val_split"
+            )
+            inputs["val_index"] = self._prepare(val.dataset, val.split).outputs["index"]
+        prepared = self._prepare(chosen.dataset, chosen.split)
         block = chosen.block()
         block["train_split"] = block.pop("split")
         work = {
@@ -439,7 +460,7 @@ class _Planner:
             "model_seed": entry["seed"],
             **self.runtime,
         }
-        inputs = {"index": prepared.outputs["index"], "card": prepared.outputs["card"]}
+        inputs |= {"index": prepared.outputs["index"], "card": prepared.outputs["card"]}
         return self._add("train", (name,), inputs, work)
 
     def _experiment(self, entry: Mapping[str, Any], where: str) -> None:
@@ -476,7 +497,7 @@ class _Planner:
         ]
         for i, dataset_entry in enumerate(entry["datasets"]):
             selection = self._selection(dataset_entry, f"{where}.datasets[{i}]")
-            jobs["prepare"].append(self._prepare(selection.dataset))
+            jobs["prepare"].append(self._prepare(selection.dataset, selection.split))
             for j, model_name in enumerate(entry["models"]):
                 model = self._model(model_name, f"{where}.models[{j}]")
                 jobs["model"].append(model)
@@ -513,7 +534,7 @@ class _Planner:
         }
 
     def _files(self, selection: Selection, model: PlannedJob) -> dict[str, str]:
-        prepared = self._prepare(selection.dataset)
+        prepared = self._prepare(selection.dataset, selection.split)
         return {
             "index": prepared.outputs["index"],
             "dataset_card": prepared.outputs["card"],
@@ -556,12 +577,12 @@ class _Planner:
             )
             for items in self._item_ranges(selection):
                 for start, stop in sample_ranges:
-                    key = (
+                    shard_key = (
                         selection.id,
                         variant.variant_id,
                         model.key[0],
                         defense.id,
-                        f"{paths.item_range(*items)}",
+                        paths.item_range(*items),
                         paths.sample_range(start, stop),
                     )
                     work = {
@@ -576,7 +597,9 @@ class _Planner:
                         "samples": [start, stop],
                         "noise_backend": self.config["noise_backend"],
                     }
-                    shards.append(self._add("collect", key, self._files(selection, model), work))
+                    shards.append(
+                        self._add("collect", shard_key, self._files(selection, model), work)
+                    )
         if not kept:
             return
         jobs["collect"] += shards
@@ -605,14 +628,17 @@ class _Planner:
         defense_id = defense.id if defense else BARE
         work = {
             **self._common(selection, variant, model),
-            "defense": defense.block() if defense else {"id": BARE},
+            "defense": defense.attack_block() if defense else {"id": BARE},
             "attack": {"id": attack.id, **attack.block()},
         }
         files: dict[str, Any] = self._files(selection, model)
         if hasattr(attack.module, "fit"):
             key = (selection.id, model.key[0], defense_id, attack.id)
             fit_work = {k: v for k, v in work.items() if k != "variant"}
-            fitted = self._add("fit", key, self._files(selection, model), fit_work)
+            split = getattr(attack.module, "fit_split", "train")
+            taught = dataclasses.replace(selection, split=split)
+            fit_work["dataset"] = taught.block()
+            fitted = self._add("fit", key, self._files(taught, model), fit_work)
             jobs["fit"].append(fitted)
             files["artifact"] = fitted.outputs["artifact"]
         return [

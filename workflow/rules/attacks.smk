@@ -8,13 +8,13 @@ rule fit:
         paths.log("fit"),
     benchmark:
         paths.benchmark("fit")
+    conda:
+        "../../environment.yml"
     threads: PLAN.resources("fit")["threads"]
     resources:
         **PLAN.resources("fit"),
     params:
         work=work("fit"),
-    conda:
-        "../../environment.yml"
     message:
         "fit {wildcards.attack} on {wildcards.model}"
     script:
@@ -30,13 +30,13 @@ rule attack:
         paths.log("attack"),
     benchmark:
         paths.benchmark("attack")
+    conda:
+        "../../environment.yml"
     threads: PLAN.resources("attack")["threads"]
     resources:
         **PLAN.resources("attack"),
     params:
         work=work("attack"),
-    conda:
-        "../../environment.yml"
     message:
         "attack: {wildcards.attack} on {wildcards.defense} of {wildcards.model}, {wildcards.variant}"
     script:

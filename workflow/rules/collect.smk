@@ -8,13 +8,13 @@ rule collect:
         paths.log("collect"),
     benchmark:
         paths.benchmark("collect")
+    conda:
+        "../../environment.yml"
     threads: PLAN.resources("collect")["threads"]
     resources:
         **PLAN.resources("collect"),
     params:
         work=work("collect"),
-    conda:
-        "../../environment.yml"
     message:
         "collect: {wildcards.defense} of {wildcards.model} on {wildcards.variant}, {wildcards.item_range} {wildcards.sample_range}"
     script:

@@ -8,14 +8,14 @@ rule prepare:
         paths.log("prepare"),
     benchmark:
         paths.benchmark("prepare")
+    conda:
+        "../../environment.yml"
     threads: PLAN.resources("prepare")["threads"]
     resources:
         **PLAN.resources("prepare"),
     params:
         work=work("prepare"),
-    conda:
-        "../../environment.yml"
     message:
-        "prepare dataset {wildcards.source}"
+        "prepare dataset {wildcards.source}, {wildcards.split}"
     script:
         "../scripts/prepare.py"

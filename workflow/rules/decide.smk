@@ -8,13 +8,13 @@ rule decide:
         paths.log("decide"),
     benchmark:
         paths.benchmark("decide")
+    conda:
+        "../../environment.yml"
     threads: PLAN.resources("decide")["threads"]
     resources:
         **PLAN.resources("decide"),
     params:
         work=work("decide"),
-    conda:
-        "../../environment.yml"
     message:
         "decide: {wildcards.defense} of {wildcards.model} for {wildcards.experiment}"
     script:
@@ -30,13 +30,13 @@ rule audit:
         paths.log("audit"),
     benchmark:
         paths.benchmark("audit")
+    conda:
+        "../../environment.yml"
     threads: PLAN.resources("audit")["threads"]
     resources:
         **PLAN.resources("audit"),
     params:
         work=work("audit"),
-    conda:
-        "../../environment.yml"
     message:
         "audit {wildcards.experiment}"
     script:

@@ -4,19 +4,19 @@ rule train:
         unpack(inputs("train")),
     output:
         **paths.OUTPUTS["train"],
-    wildcard_constraints:
-        model=only(PLAN.models("train")),
     log:
         paths.log("train"),
     benchmark:
         paths.benchmark("train")
+    wildcard_constraints:
+        model=only(PLAN.models("train")),
+    conda:
+        "../../environment.yml"
     threads: PLAN.resources("train")["threads"]
     resources:
         **PLAN.resources("train"),
     params:
         work=work("train"),
-    conda:
-        "../../environment.yml"
     message:
         "train {wildcards.model}"
     script:
@@ -28,19 +28,19 @@ rule fetch:
         unpack(inputs("fetch")),
     output:
         **paths.OUTPUTS["fetch"],
-    wildcard_constraints:
-        model=only(PLAN.models("fetch")),
     log:
         paths.log("fetch"),
     benchmark:
         paths.benchmark("fetch")
+    wildcard_constraints:
+        model=only(PLAN.models("fetch")),
+    conda:
+        "../../environment.yml"
     threads: PLAN.resources("fetch")["threads"]
     resources:
         **PLAN.resources("fetch"),
     params:
         work=work("fetch"),
-    conda:
-        "../../environment.yml"
     message:
         "fetch {wildcards.model}"
     script:
@@ -56,13 +56,13 @@ rule predict:
         paths.log("predict"),
     benchmark:
         paths.benchmark("predict")
+    conda:
+        "../../environment.yml"
     threads: PLAN.resources("predict")["threads"]
     resources:
         **PLAN.resources("predict"),
     params:
         work=work("predict"),
-    conda:
-        "../../environment.yml"
     message:
         "predict: {wildcards.model} on {wildcards.dataset}, {wildcards.variant}"
     script:

@@ -8,13 +8,13 @@ rule report:
         paths.log("report"),
     benchmark:
         paths.benchmark("report")
+    conda:
+        "../../environment.yml"
     threads: PLAN.resources("report")["threads"]
     resources:
         **PLAN.resources("report"),
     params:
         work=work("report"),
-    conda:
-        "../../environment.yml"
     message:
         "report"
     script:

@@ -8,13 +8,13 @@ rule table:
         paths.log("table"),
     benchmark:
         paths.benchmark("table")
+    conda:
+        "../../environment.yml"
     threads: PLAN.resources("table")["threads"]
     resources:
         **PLAN.resources("table"),
     params:
         work=work("table"),
-    conda:
-        "../../environment.yml"
     message:
         "table of {wildcards.experiment}"
     script:
@@ -30,13 +30,13 @@ rule figure:
         paths.log("figure"),
     benchmark:
         paths.benchmark("figure")
+    conda:
+        "../../environment.yml"
     threads: PLAN.resources("figure")["threads"]
     resources:
         **PLAN.resources("figure"),
     params:
         work=work("figure"),
-    conda:
-        "../../environment.yml"
     message:
         "figure {wildcards.figure}"
     script:

@@ -1,0 +1,1 @@
+"""Attacks, written here: what they climb, what judges them, what they cost."""

@@ -29,7 +29,7 @@ def run(job: Job) -> None:
     block = work["attack"]
     module = job.plugin("attack", block["name"])
     params = build(module.Params, block["params"], f"attacks.{block['id']}")
-    items = applying.open_items(job, work["dataset"], getattr(module, "fit_split", "train"))
+    items = applying.open_items(job, work["dataset"])
     model = open_model(job, len(items.class_names))
     stop = min(items.size, int(getattr(module, "fit_limit", 1000)))
     batch = items.load(0, stop)

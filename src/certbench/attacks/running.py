@@ -55,8 +55,7 @@ def surface_of(job: Job, model: Any, num_classes: int, seed: int) -> Surface:
     return module.attack_surface(
         SurfaceWork(
             network=model,
-            collect=block["collect"],
-            decide=block["decide"],
+            params=block["params"],
             num_classes=num_classes,
             seed64=seed,
             device=job.device,

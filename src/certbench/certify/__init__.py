@@ -1,0 +1,1 @@
+"""Certified defences: statistics, noise, votes, certifier plug-ins, the audit."""

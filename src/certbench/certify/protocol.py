@@ -73,8 +73,7 @@ class SurfaceWork:
 
     Attributes:
         network: The base model.
-        collect: All collect parameters, as JSON values.
-        decide: All decide parameters, as JSON values.
+        params: What the plug-in's ``attack_params`` chose (default, all parameters), JSON values.
         num_classes: K.
         seed64: Seed of the dataset's random numbers.
         device: Torch device.
@@ -84,8 +83,7 @@ class SurfaceWork:
     """
 
     network: Any
-    collect: Mapping[str, Any]
-    decide: Mapping[str, Any]
+    params: Mapping[str, Any]
     num_classes: int
     seed64: int
     device: Any

@@ -67,6 +67,7 @@ class DecideParams:
     predict_n: int = param(
         1000, help="samples of the predictor that judges attacks", unit="samples", minimum=1
     )
+    predict_alpha: float = param(0.001, help="level of that predictor", above=0, below=1)
     attack_draws: int = param(
         16, help="noise draws of the objective that attacks climb", unit="samples", minimum=1
     )
@@ -92,10 +93,10 @@ def validate(collect: CollectParams, decide: DecideParams, where: str) -> None:
             where=f"{where}.interval",
             remedy="use interval: cp with bound: two",
         )
-    least = statistics.minimum_predict_samples(decide.alpha)
+    least = statistics.minimum_predict_samples(decide.predict_alpha)
     if decide.predict_n < least:
         raise CertbenchError(
-            f"{decide.predict_n} samples can never answer at alpha = {decide.alpha}",
+            f"{decide.predict_n} samples can never answer at alpha = {decide.predict_alpha}",
             where=f"{where}.predict_n",
             remedy=f"use predict_n >= {least}",
         )
@@ -114,6 +115,16 @@ def samples(collect: CollectParams) -> int:
 def shard_params(collect: CollectParams, start: int, stop: int | None) -> dict[str, Any]:
     """What one shard depends on: not the total; the selection samples ride with the first."""
     return {"sigma": collect.sigma, "n0": collect.n0 if start == 0 else 0}
+
+
+def attack_params(collect: CollectParams, decide: DecideParams) -> dict[str, Any]:
+    """What an attack on the defence depends on: not the certificate's alpha, bound or budget."""
+    return {
+        "sigma": collect.sigma,
+        "predict_n": decide.predict_n,
+        "predict_alpha": decide.predict_alpha,
+        "attack_draws": decide.attack_draws,
+    }
 
 
 def collect(work: CollectWork) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -178,16 +189,16 @@ def attack_surface(work: SurfaceWork) -> Surface:
     from certbench.attacks.smoothed import SmoothedLogits
     from certbench.certify.protocol import Surface
 
-    sigma = float(work.collect["sigma"])
+    sigma = float(work.params["sigma"])
     logits = SmoothedLogits(
         work.network,
         sigma,
-        int(work.decide["attack_draws"]),
+        int(work.params["attack_draws"]),
         seed64=work.seed64,
         batch_size=work.batch_size,
     )
     noise = smoothing.Noise(work.seed64, work.noise_backend)
-    n, alpha = int(work.decide["predict_n"]), float(work.decide["alpha"])
+    n, alpha = int(work.params["predict_n"]), float(work.params["predict_alpha"])
     return Surface(
         logits=logits,
         judge=votes.Judge(work, sigma, noise, n, alpha),

@@ -162,8 +162,8 @@ def merge(shards: Sequence[Shard], item_index: np.ndarray, n: int, n0: int) -> V
             strict=True,
         )
         for spot, stream, start, stop, count in keys:
-            key = (spot, stream, start, stop)
-            sums[key] = sums.get(key, 0) + count
+            cell = (spot, stream, start, stop)
+            sums[cell] = sums.get(cell, 0) + count
         for (spot, stream, start, stop), total in sums.items():
             if total != stop - start:
                 raise CertbenchError(

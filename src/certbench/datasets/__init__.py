@@ -1,0 +1,1 @@
+"""Datasets: plug-ins, index, views, cards."""

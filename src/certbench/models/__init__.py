@@ -1,0 +1,1 @@
+"""Models: architectures, weights from outside, the bare prediction."""

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from certbench.job import Job
 
 
-def open_items(job: Job, block: Mapping[str, Any], split: str | None = None) -> Items:
+def open_items(job: Job, block: Mapping[str, Any]) -> Items:
     """The items of a job's dataset block (``plugin``, ``params``, ``split``, ``view``)."""
     from certbench.datasets.access import Items
 
     module = job.plugin("dataset", block["plugin"])
     params = build(module.Params, block["params"], f"datasets.{block['id']}")
-    return Items(job.input("index"), split or block["split"], block["view"], module, params)
+    return Items(job.input("index"), block["split"], block["view"], module, params)
 
 
 def apply_steps(
