@@ -115,19 +115,22 @@ def glass_blur_with(
 
 def _neighbours(height: int, width: int, delta: int, offset: torch.Tensor) -> torch.Tensor:
     """Where each pixel's value comes from in one pass (``two_d_blur`` explains): int64 [N, H W]."""
-    device = offset.device
+    device, batch, count = offset.device, len(offset), height * width
     rows = torch.arange(height - delta, delta, -1, device=device)
     columns = torch.arange(width - delta, delta, -1, device=device)
     pixel = (rows[:, None] * width + columns).flatten()
     neighbour = pixel + offset[..., 1] * width + offset[..., 0]
-    count = height * width
-    # The first `count` nodes are values after the pass, the others those before it.
     visited = torch.zeros(count, dtype=torch.bool, device=device)
     visited[pixel] = True
-    link = torch.arange(2 * count, device=device).repeat(len(offset), 1)
-    link[:, :count] += count
+    # Links to values after the pass are flat indices into the batch, those to values before it,
+    # which end a chain, are -1 - pixel.
+    first = torch.arange(batch, device=device)[:, None] * count
     known = visited[neighbour] & (neighbour > pixel)
-    link[:, pixel] = torch.where(known, neighbour, neighbour + count)
-    while bool((link[:, :count] < count).any()):
-        link = link.gather(1, link)
-    return link[:, :count] - count
+    link = (-1 - torch.arange(count, device=device)).repeat(batch, 1)
+    link[:, pixel] = torch.where(known, neighbour + first, -1 - neighbour)
+    link = link.flatten()
+    unresolved = (link >= 0).nonzero().squeeze(1)
+    while len(unresolved):
+        link[unresolved] = link[link[unresolved]]
+        unresolved = unresolved[link[unresolved] >= 0]
+    return (-1 - link).view(batch, count)
