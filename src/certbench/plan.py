@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -705,11 +705,21 @@ class _Planner:
                 "figure": {"id": figure, **use.block()},
                 "caption": entry.get("caption", ""),
                 "experiments": wanted,
+                "order": self._order(),
                 "plugins": list(self.extra),
             }
             if "index" in needs:
                 work["selections"] = self._selections(wanted)
+                work["embed_images"] = self.config["report"]["embed_images"]
             self._add("figure", (figure,), inputs, work)
+
+    def _order(self) -> dict[str, list[str]]:
+        """Models and defences in the order of the experiments: figures give colours by it."""
+        entries = self.config["experiments"]
+        return {
+            key: list(dict.fromkeys(name for entry in entries for name in entry[key]))
+            for key in ("models", "defenses")
+        }
 
     def _needed(self, need: str, experiments: list[str]) -> list[str]:
         """The files a figure asks for, over its experiments."""
@@ -741,20 +751,37 @@ class _Planner:
         return [{**one, "variants": list(one["variants"].values())} for one in found.values()]
 
     def _report(self) -> None:
-        audits = [job for (rule, _), job in self.plan.jobs.items() if rule == "audit"]
-        tables = [job for (rule, _), job in self.plan.jobs.items() if rule == "table"]
-        figures = [job for (rule, _), job in self.plan.jobs.items() if rule == "figure"]
+        jobs: dict[str, list[PlannedJob]] = defaultdict(list)
+        for job in self.plan.jobs.values():
+            jobs[job.rule].append(job)
+        # Device and versions stand in the footers of shards; the first of each kind tells them.
+        shards: dict[tuple[str, ...], str] = {}
+        for rule in ("predict", "collect", "attack"):
+            for job in jobs[rule]:
+                shards.setdefault((rule, job.key[0], job.work["model"]), job.outputs["rows"])
         inputs = {
-            "tables": [job.outputs["rows"] for job in tables],
-            "costs": [job.outputs["cost"] for job in tables],
-            "audits": [job.outputs["rows"] for job in audits],
-            "verdicts": [job.outputs["verdict"] for job in audits],
-            "figures": [job.outputs["svg"] for job in figures],
+            "tables": [job.outputs["rows"] for job in jobs["table"]],
+            "costs": [job.outputs["cost"] for job in jobs["table"]],
+            "audits": [job.outputs["rows"] for job in jobs["audit"]],
+            "verdicts": [job.outputs["verdict"] for job in jobs["audit"]],
+            "certificates": [job.outputs["rows"] for job in jobs["decide"]],
+            "shards": list(shards.values()),
+            "dataset_cards": [job.outputs["card"] for job in jobs["prepare"]],
+            "model_cards": [job.outputs["card"] for job in (*jobs["train"], *jobs["fetch"])],
+            "figures": [job.outputs["svg"] for job in jobs["figure"]],
         }
+        figures = [
+            {
+                "id": job.key[0],
+                "type": job.work["figure"]["name"],
+                "caption": job.work["caption"],
+            }
+            for job in jobs["figure"]
+        ]
         work = {
             "report": self.config["report"],
-            "figures": [{"id": job.key[0], "caption": job.work["caption"]} for job in figures],
-            "experiments": [job.work["experiment"] for job in tables],
+            "figures": figures,
+            "experiments": [job.work["experiment"] for job in jobs["table"]],
             "config": self.config,
         }
         self._add("report", (), inputs, work)
