@@ -137,3 +137,73 @@ def linear():
 @pytest.fixture
 def middle():
     return middle_images
+
+
+class Digits:
+    """A small network trained against attacks on scikit-learn's digits; 100 held-out images."""
+
+    epsilon = 0.1
+
+    def __init__(self):
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        torch.manual_seed(0)
+        images = torch.tensor(bunch.images / 16.0).float()[:, None]
+        images = torch.nn.functional.interpolate(
+            images, size=(16, 16), mode="bilinear", align_corners=False
+        )
+        labels = torch.tensor(bunch.target)
+        order = torch.randperm(len(images))
+        images, labels = images[order], labels[order]
+        self.model = self._train(images[:1500], labels[:1500])
+        self.x, self.y = images[1500:1600].clone(), labels[1500:1600].clone()
+
+    @staticmethod
+    def _train(x, y, epochs=12, epsilon=0.15):
+        nn = torch.nn
+        model = nn.Sequential(
+            nn.Conv2d(1, 12, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(12, 24, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(384, 64),
+            nn.ReLU(),
+            nn.Linear(64, 10),
+        )
+        optimiser = torch.optim.Adam(model.parameters())
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, max_lr=5e-3, total_steps=epochs * 15
+        )
+        loss = nn.functional.cross_entropy
+        for _ in range(epochs):
+            for batch in torch.randperm(1500).split(100):
+                xb, yb = x[batch], y[batch]
+                delta = (torch.rand_like(xb) * 2 - 1) * epsilon
+                for _ in range(3):
+                    delta.requires_grad_(True)
+                    (slope,) = torch.autograd.grad(loss(model((xb + delta).clamp(0, 1)), yb), delta)
+                    delta = (delta + 0.7 * epsilon * slope.sign()).clamp(-epsilon, epsilon).detach()
+                optimiser.zero_grad()
+                loss(model((xb + delta).clamp(0, 1)), yb).backward()
+                optimiser.step()
+                schedule.step()
+        return model.eval().requires_grad_(False)
+
+    def variant(self, name):
+        """The same network behind a mask: what it predicts on clean images changes little."""
+        model = self.model
+        return {
+            "plain": model,
+            "times 1000": lambda x: 1000 * model(x),
+            "softmax": lambda x: model(x).softmax(1),
+            "log-softmax": lambda x: model(x).log_softmax(1),
+            "by 1000": lambda x: model(x) / 1000,
+            "8 levels": lambda x: model((x * 7).round() / 7),
+        }[name]
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return Digits()

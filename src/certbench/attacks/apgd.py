@@ -247,7 +247,7 @@ class Climb:
         success_margin: Its logit margin.
         first_success: int64 [n], steps made at the first success.
         least_margin: [n].
-        flat_start: bool [n], whether the gradient at the start is exactly zero.
+        flat_start: bool [n], whether the start is correct and has a gradient of exactly zero.
         trace: Loss [n] at the start and after each step.
     """
 
@@ -290,7 +290,8 @@ class Climb:
         point = start.clamp(0.0, 1.0)
         self.target.redraw(0)
         loss, slope = self._evaluate(point, 0)
-        self.flat_start = (slope == 0).flatten(1).all(1)
+        # DLR is constant where the true class has fallen to the third place; that is no mask.
+        self.flat_start = (slope == 0).flatten(1).all(1) & (self.least_margin >= 0)
         self.best, best_slope, self.best_loss = point.clone(), slope.clone(), loss.clone()
         checked_loss = loss.clone()
         reduced = torch.ones_like(self.broken)

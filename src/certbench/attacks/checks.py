@@ -101,11 +101,15 @@ def zero_gradient(
     )
     classes = target.scores(x[:1], torch.arange(1, device=x.device)).shape[1]
     loss = losses.LOSSES["dlr" if classes >= 3 else "margin"]
-    _, _, slope = target.gradient(start, y, loss)
-    share = float((slope == 0).flatten(1).all(1).double().mean())
+    logits, _, slope = target.gradient(start, y, loss)
+    # DLR is constant where the true class has fallen to the third place: only images that the
+    # start leaves correct tell something about the model.
+    correct = logits.argmax(1) == y
+    flat = (slope == 0).flatten(1).all(1) & correct
+    share = float(flat.sum() / correct.sum().clamp_min(1))
     return Check(
         "C3",
-        "share of images with an exactly zero gradient at the start",
+        "share of the images correct at the start whose gradient there is exactly zero",
         share,
         0.0,
         share > 0,

@@ -115,9 +115,11 @@ def _climb(
             logits = target.scores(point, rows)
         else:
             logits, _, slope = target.gradient(point, y, loss, rows)
-            if step == 0:
-                ledger.flag(rows, (slope == 0).flatten(1).all(1), "zero_gradient")
         margin = losses.margin(logits, y)
+        if step == 0:
+            # DLR is constant where the true class has fallen to the third place; that is no mask.
+            flat = (slope == 0).flatten(1).all(1) & (margin >= 0)
+            ledger.flag(rows, flat, "zero_gradient")
         open_ = ~ledger.broken[rows]
         fresh = target.broken_at(point, y, rows, logits, step, last) & open_
         ledger.lower_margin(rows[open_], margin[open_])
