@@ -105,6 +105,10 @@ def test_images(data):
 def real(data, sigma):
     facts = json.loads((data / f"models/cifar10_resnet20_sigma{sigma}.json").read_text())
     state = load_file(data / f"models/cifar10_resnet20_sigma{sigma}.safetensors")
+    assert cifar_resnet.default_normalisation(cifar_resnet.Params()) == (
+        tuple(facts["mean"]),
+        tuple(facts["std"]),
+    )
     made = net()
     made.load_state_dict(cifar_resnet.convert(state))  # strict: every key must match
     return Network(made, facts["mean"], facts["std"], 10).eval(), facts

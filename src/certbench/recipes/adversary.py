@@ -1,7 +1,8 @@
 """Attacks on the soft smoothed classifier, as trainings use them.
 
 The soft smoothed classifier is the mean of softmax(f(x + noise)) over m fixed noise samples; the
-attack climbs -log of the label's mean probability (Salman et al., NeurIPS 2019). Noise comes sample-major: copy s of image i is row ``s * B + i``.
+attack climbs -log of the label's mean probability (Salman et al., NeurIPS 2019). Noise comes
+sample-major: copy s of image i is row ``s * B + i``.
 """
 
 from __future__ import annotations

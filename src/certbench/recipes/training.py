@@ -36,8 +36,8 @@ def run(job: Job) -> None:
     without the kill.
 
     Args:
-        job: Inputs ``index`` and ``card`` of the dataset; outputs ``weights``, ``card`` and
-            ``training``.
+        job: Inputs ``index`` (of the training split) and, with a validation split, ``val_index``;
+            outputs ``weights``, ``card`` and ``training``.
 
     Raises:
         CertbenchError: Builder, recipe, classes or normalisation do not fit, the split is empty, or
@@ -47,12 +47,15 @@ def run(job: Job) -> None:
     where = f"config: models.{work['model']}"
     builder, builder_params = _plugin(job, "model", work["builder"], f"{where}.builder")
     recipe, recipe_params = _plugin(job, "recipe", work["recipe"], f"{where}.recipe")
-    train_images, train_labels, class_names = _read(job, work["dataset"]["train_split"])
+    dataset = work["dataset"]
+    train_images, train_labels, class_names = _read(
+        job, "index", dataset["train_split"], dataset.get("limit")
+    )
     num_classes = work.get("num_classes") or len(class_names)
     _check_labels(train_labels, num_classes, where)
     val_images = val_labels = None
-    if work["dataset"].get("val_split"):
-        val_images, val_labels, _ = _read(job, work["dataset"]["val_split"])
+    if dataset.get("val_split"):
+        val_images, val_labels, _ = _read(job, "val_index", dataset["val_split"])
         _check_labels(val_labels, num_classes, where)
     mean, std = normalisation(work.get("normalisation"), builder, builder_params, train_images)
 
@@ -96,9 +99,9 @@ def run(job: Job) -> None:
                 "std": std,
                 "origin": {
                     "kind": "trained",
-                    "dataset": work["dataset"]["id"],
-                    "view": work["dataset"]["view"],
-                    "split": work["dataset"]["train_split"],
+                    "dataset": dataset["id"],
+                    "view": dataset["view"],
+                    "split": dataset["train_split"],
                     "images": len(train_labels),
                 },
                 "recipe": {
@@ -255,13 +258,21 @@ def _plugin(job: Job, kind: str, named: dict[str, Any], where: str) -> tuple[Mod
     return plugin, build_params(plugin.Params, named["params"], where)
 
 
-def _read(job: Job, split: str) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-    """Images uint8 [N, 3, H, W], labels int64 [N] and class names of a split."""
+def _read(
+    job: Job, index: str, split: str, limit: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """Images uint8 [N, 3, H, W], labels int64 [N] and class names of a split.
+
+    Args:
+        job: The training job.
+        index: Name of the input that holds the split's index.
+        split: Name of the split.
+        limit: Largest number of images, or None.
+    """
     dataset = job.work["dataset"]
     plugin = job.plugin("dataset", dataset["plugin"])
     params = build_params(plugin.Params, dataset["params"], f"config: datasets.{dataset['id']}")
-    items = Items(job.input("index"), split, dataset["view"], plugin, params)
-    limit = dataset.get("limit")
+    items = Items(job.input(index), split, dataset["view"], plugin, params)
     size = items.size if limit is None else min(limit, items.size)
     if not size:
         raise CertbenchError(
