@@ -7,6 +7,7 @@ import types
 
 import numpy as np
 import pytest
+from scipy import stats
 
 
 def formula_image(size):
@@ -49,3 +50,37 @@ def shipped():
     yield corrupt
     for name in [name for name in sys.modules if name.split(".")[0] == "imagecorruptions"]:
         del sys.modules[name]
+
+
+def normal_law(value, std):
+    """Probability of each 8-bit level of trunc(255 clip(v + std N))."""
+    edges = stats.norm.cdf((np.arange(1, 256) / 255 - value / 255) / std)
+    return np.diff(np.concatenate([[0], edges]), append=1.0)
+
+
+def poisson_law(value, photons):
+    law = np.zeros(256)
+    counts = np.arange(0, 4 * int(photons) + 60)
+    levels = (np.clip(counts / float(photons), 0, 1) * 255).astype(np.uint8)
+    np.add.at(law, levels, stats.poisson.pmf(counts, value / 255 * photons))
+    return law / law.sum()
+
+
+def fits(observed, law):
+    """Chi-square p-value; rare levels pooled so that every bin expects at least 10."""
+    n = observed.sum()
+    order = np.argsort(law)[::-1]
+    common = order[law[order] * n >= 10]
+    expected = np.append(law[common] * n, n - law[common].sum() * n)
+    seen = np.append(observed[common], n - observed[common].sum())
+    keep = expected > 1e-6
+    assert seen[~keep].sum() == 0
+    if keep.sum() == 1:
+        return 1.0
+    return stats.chisquare(seen[keep], expected[keep] * n / expected[keep].sum()).pvalue
+
+
+@pytest.fixture(scope="session")
+def laws():
+    """Laws of 8-bit levels on constant images, and the test against them."""
+    return types.SimpleNamespace(normal=normal_law, poisson=poisson_law, fits=fits)
