@@ -307,21 +307,21 @@ def _logged(log: Path | None) -> Iterator[IO[str]]:
     sys.stderr.flush()
     kept_out, kept_err = os.dup(1), os.dup(2)
     terminal = os.fdopen(os.dup(2), "w", encoding="utf-8", buffering=1)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.close(file)
-    handler = logging.StreamHandler(sys.stderr)
+    # Appending: the descriptors and the Python streams below write to one file in turn.
+    log.unlink(missing_ok=True)
+    file = open(log, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+    os.dup2(file.fileno(), 1)
+    os.dup2(file.fileno(), 2)
+    handler = logging.StreamHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root, level = logging.getLogger(), logging.getLogger().level
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
     try:
-        yield terminal
+        with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+            yield terminal
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
         root.removeHandler(handler)
         root.setLevel(level)
         logging.captureWarnings(False)
@@ -329,6 +329,7 @@ def _logged(log: Path | None) -> Iterator[IO[str]]:
         os.dup2(kept_err, 2)
         os.close(kept_out)
         os.close(kept_err)
+        file.close()
         terminal.close()
 
 

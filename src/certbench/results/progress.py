@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ class Progress:
                     return None
                 state: dict[str, Any] = dict(meta["values"])
                 state.update({k: archive[k] for k in archive.files if k != "__meta__"})
-        except (FileNotFoundError, OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
         if not self.resumed:
             self._seconds_before = float(meta.get("seconds", 0.0))

@@ -1,0 +1,273 @@
+"""The plan: configuration in, every job out, nothing heavy imported."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+
+from certbench import plan
+from certbench.errors import CertbenchError
+
+
+def refusal(config) -> str:
+    with pytest.raises(CertbenchError) as caught:
+        plan.make(config)
+    return str(caught.value)
+
+
+def test_planning_imports_no_torch_no_pandas_and_no_snakemake(tmp_path):
+    code = (
+        "import sys\n"
+        "from certbench import config, plan\n"
+        "made = plan.make(config.load())\n"
+        "assert made.jobs\n"
+        "heavy = ('torch', 'torchvision', 'timm', 'pandas', 'matplotlib', 'sklearn', 'cv2',\n"
+        "         'skimage', 'snakemake')\n"
+        "print([name for name in heavy if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_jobs_are_known_in_advance_and_named_by_their_ranges(tiny):
+    made = plan.make(tiny)
+    assert made.counts() == {
+        "prepare": 2,
+        "train": 1,
+        "predict": 2,
+        "collect": 2,
+        "decide": 1,
+        "attack": 2,
+        "audit": 2,
+        "table": 2,
+        "figure": 1,
+        "report": 1,
+    }
+    stats = [job.outputs["rows"] for (rule, _), job in made.jobs.items() if rule == "collect"]
+    folder = "results/stats/digits-test-squash32/clean/plain/smoothing"
+    assert sorted(stats) == [
+        f"{folder}/i0000000-0000020_s000000000-000000100.parquet",
+        f"{folder}/i0000000-0000020_s000000100-000000200.parquet",
+    ]
+
+
+def test_every_input_is_the_output_of_another_job(tiny):
+    made = plan.make(tiny)
+    outputs = {path for job in made.jobs.values() for path in job.outputs.values()}
+    needed = {path for job in made.jobs.values() for paths in job.inputs.values() for path in paths}
+    assert needed <= outputs
+
+
+def test_two_jobs_never_write_the_same_file(tiny):
+    made = plan.make(tiny)
+    outputs = [path for job in made.jobs.values() for path in job.outputs.values()]
+    assert len(outputs) == len(set(outputs))
+
+
+def test_more_samples_add_ranges_and_keep_the_jobs_that_are_there(tiny):
+    before = plan.make(tiny).jobs
+    tiny["defenses"]["smoothing"]["n"] = 300
+    after = plan.make(tiny).jobs
+    old = {key for key in before if key[0] == "collect"}
+    new = {key for key in after if key[0] == "collect"}
+    assert old < new and len(new) == 3
+    assert all(before[key].work_text == after[key].work_text for key in old)
+
+
+def test_more_items_add_ranges_and_keep_the_jobs_that_are_there(tiny):
+    before = plan.make(tiny).jobs
+    tiny["experiments"][0]["datasets"][0]["limit"] = 40
+    after = plan.make(tiny).jobs
+    for key in (key for key in before if key[0] in ("predict", "collect", "attack", "prepare")):
+        assert before[key].work_text == after[key].work_text
+
+
+def test_another_alpha_changes_no_job_that_calls_a_model(tiny):
+    tiny["experiments"][0]["exclude"] = []
+    before = plan.make(tiny).jobs
+    tiny["defenses"]["smoothing"]["alpha"] = 0.05
+    after = plan.make(tiny).jobs
+    changed = {key[0] for key in before if before[key].work_text != after[key].work_text}
+    assert changed == {"decide", "report"}
+
+
+def test_another_sigma_changes_the_shards_of_that_defence_alone(tiny):
+    tiny["defenses"]["other"] = {**tiny["defenses"]["smoothing"], "sigma": 0.5}
+    tiny["experiments"][0]["defenses"].append("other")
+    before = plan.make(tiny).jobs
+    tiny["defenses"]["other"]["sigma"] = 0.75
+    after = plan.make(tiny).jobs
+    changed = [key for key in before if before[key].work_text != after[key].work_text]
+    assert {key[1][3] for key in changed if key[0] == "collect"} == {"other"}
+    assert {key[0] for key in changed} == {"collect", "decide", "attack", "report"}
+
+
+def test_the_batch_size_is_no_part_of_any_work(tiny):
+    before = plan.make(tiny).jobs
+    tiny["batch_size"] = 7
+    after = plan.make(tiny).jobs
+    changed = {key[0] for key in before if before[key].work_text != after[key].work_text}
+    assert changed <= {"report"}
+
+
+def test_an_overlay_plans_no_job_of_the_demo(tiny):
+    from certbench import config
+
+    demo = config.load_yaml(config.project_root() / "config" / "config.yaml")
+    overlay = {
+        "models": {"mine": tiny["models"]["plain"]},
+        "experiments": [
+            {
+                "name": "mine",
+                "datasets": [{"name": "digits", "view": "squash32", "limit": 10}],
+                "models": ["mine"],
+            }
+        ],
+    }
+    made = plan.make(config.merge(demo, overlay))
+    assert {key[1][0] for key in made.jobs if key[0] == "train"} == {"mine"}
+    assert {key[1][2] for key in made.jobs if key[0] == "predict"} == {"mine"}
+    assert not [key for key in made.jobs if key[0] in ("collect", "decide", "attack")]
+
+
+def test_an_exclude_rule_leaves_out_what_matches_all_its_keys(tiny):
+    tiny["experiments"][0]["exclude"] = [{"defense": "smoothing", "attack": "pgd"}]
+    made = plan.make(tiny)
+    attacked = {key[1][3] for key in made.jobs if key[0] == "attack"}
+    assert attacked == {"none"}
+    assert [key for key in made.jobs if key[0] == "collect"]
+
+
+def test_a_list_for_a_scalar_parameter_is_a_sweep(tiny):
+    tiny["variants"]["dark"]["severity"] = [1, 3, 5]
+    tiny["variants"]["dark"]["corruption"] = ["contrast", "fog"]
+    made = plan.make(tiny)
+    variants = {key[1][1] for key in made.jobs if key[0] == "predict"} - {"clean"}
+    assert len(variants) == 6
+    assert {name.rsplit("-", 1)[0] for name in variants} == {
+        f"{kind}-{severity}-cifar32" for kind in ("contrast", "fog") for severity in (1, 3, 5)
+    }
+
+
+def test_equal_variants_under_two_names_share_their_jobs(tiny):
+    tiny["variants"]["again"] = copy.deepcopy(tiny["variants"]["dark"])
+    tiny["experiments"][1]["variants"] = ["dark", "again"]
+    assert plan.make(tiny).counts()["predict"] == 2
+
+
+def test_one_decide_job_serves_all_variants_of_an_experiment(tiny):
+    tiny["experiments"][1]["defenses"] = ["none", "smoothing"]
+    tiny["variants"]["dark"]["severity"] = [1, 2, 3, 4, 5]
+    made = plan.make(tiny)
+    assert made.counts()["decide"] == 2
+    assert made.counts()["collect"] == 2 * 6
+
+
+def test_a_defence_says_which_split_an_attack_is_fitted_on(tiny):
+    made = plan.make(tiny)
+    assert {key[1] for key in made.jobs if key[0] == "prepare"} == {
+        ("digits", "train"),
+        ("digits", "test"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c.update(sede=1), ["unknown key 'sede'", "did you mean 'seed'?"]),
+        (lambda c: c.update(numerics="exakt"), ["config: numerics", "did you mean 'exact'?"]),
+        (
+            lambda c: c["defenses"]["smoothing"].update(type="randomised_smoothing"),
+            ["config: defenses.smoothing.type", "did you mean 'randomized_smoothing'?"],
+        ),
+        (
+            lambda c: c["defenses"]["smoothing"].update(sigma=0),
+            ["config: defenses.smoothing.sigma", "is 0", "> 0"],
+        ),
+        (
+            lambda c: c["defenses"]["smoothing"].update(sigma=-0.25),
+            ["config: defenses.smoothing.sigma", "is -0.25"],
+        ),
+        (
+            lambda c: c["defenses"]["smoothing"].update(n=5, alpha=0.001),
+            ["config: defenses.smoothing.n", "can never certify", "n >= 10"],
+        ),
+        (
+            lambda c: c["defenses"]["smoothing"].update(sigmaa=1),
+            ["config: defenses.smoothing", "unknown key 'sigmaa'", "did you mean 'sigma'?"],
+        ),
+        (
+            lambda c: c["experiments"][0].update(models=["plian"]),
+            ["config: experiments[0].models[0]", "did you mean 'plain'?"],
+        ),
+        (
+            lambda c: c["experiments"][0]["datasets"][0].update(name="digit"),
+            ["'digit' is not defined under datasets", "did you mean 'digits'?"],
+        ),
+        (
+            lambda c: c["experiments"][0]["datasets"][0].update(split="tset"),
+            ["no split 'tset'", "did you mean 'test'?"],
+        ),
+        (
+            lambda c: c["experiments"][0]["datasets"][0].update(view="square32"),
+            ["square32"],
+        ),
+        (
+            lambda c: c["experiments"][0]["datasets"][0].update(limit=5000),
+            ["asks for 5000 items", "has 500"],
+        ),
+        (
+            lambda c: c["variants"]["dark"].update(severity=6),
+            ["config: variants.dark.severity", "is 6", "<= 5"],
+        ),
+        (
+            lambda c: c["variants"]["dark"].pop("severity_table"),
+            ["config: variants.dark.severity_table", "is required"],
+        ),
+        (
+            lambda c: c["variants"]["dark"].update(corruption="frog"),
+            ["unknown value 'frog'", "did you mean 'fog'?"],
+        ),
+        (lambda c: c["attacks"]["pgd"].update(epsilon=8), ["config: attacks.pgd", "8"]),
+        (
+            lambda c: c["experiments"][0].update(exclude=[{"model": "plane"}]),
+            ["config: experiments[0].exclude[0].model", "did you mean 'plain'?"],
+        ),
+        (lambda c: c["experiments"][1].update(name="clean"), ["two experiments", "'clean'"]),
+        (lambda c: c["experiments"][0].update(name="Clean!"), ["no valid id"]),
+        (
+            lambda c: c["models"]["plain"].update(source={"type": "file", "path": "x"}),
+            ["config: models.plain", "exactly one of recipe and source"],
+        ),
+        (
+            lambda c: c["models"]["plain"]["recipe"].update(type="standrad"),
+            ["config: models.plain.recipe.type", "did you mean 'standard'?"],
+        ),
+        (lambda c: c.update(plugins=["nowhere.module"]), ["no plug-in module 'nowhere.module'"]),
+        (
+            lambda c: c["figures"].update(curves={"type": "certified_curve", "experiments": ["x"]}),
+            ["config: figures.curves.experiments[0]", "no experiment 'x'"],
+        ),
+    ],
+)
+def test_a_mistake_is_refused_with_its_key_and_the_remedy(tiny, change, words):
+    change(tiny)
+    message = refusal(tiny)
+    for word in words:
+        assert word in message, message
+
+
+def test_an_unused_definition_is_not_checked(tiny):
+    tiny["defenses"]["broken"] = {"type": "no_such_method"}
+    assert plan.make(tiny).counts()["collect"] == 2
+
+
+def test_a_target_that_is_not_planned_is_refused_with_the_nearest(tiny):
+    made = plan.make(tiny)
+
+    class Wildcards:
+        experiment = "claen"
+
+    with pytest.raises(CertbenchError, match="did you mean 'clean'"):
+        made.job("table", Wildcards)
