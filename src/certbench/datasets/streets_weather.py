@@ -1,0 +1,146 @@
+"""What weather and lens do to a rendered street: haze, wet ground, falling drops, glow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from certbench.datasets.streets_light import Atmosphere
+from certbench.datasets.streets_vectors import single
+
+
+def haze(radiance: np.ndarray, depth: np.ndarray, air: Atmosphere) -> np.ndarray:
+    """Fade to the air's light with distance: ``t x + (1 - t) airlight``, ``t = exp(-beta z)``.
+
+    Args:
+        radiance: Linear RGB, float32 [H, W, 3].
+        depth: z-depth in metres, float32 [H, W]; the sky is infinitely far only in fog.
+        air: Gives the extinction and the airlight.
+    """
+    through = np.exp(-np.float32(air.extinction) * depth)
+    if air.condition != "fog":
+        # Other skies have their own colours, which include the air's light.
+        through = np.where(np.isinf(depth), np.float32(1), through)
+    return radiance * through[..., None] + (1 - through)[..., None] * single(air.airlight)
+
+
+def mirrored(radiance: np.ndarray, is_ground: np.ndarray) -> np.ndarray:
+    """Image that a wet ground mirrors: each column flipped about the foot of what stands above.
+
+    Args:
+        radiance: Linear RGB, float32 [H, W, 3].
+        is_ground: bool [H, W].
+
+    Returns:
+        float32 [H, W, 3]; meaningless outside the ground.
+    """
+    height, width = is_ground.shape
+    rows = np.arange(height)[:, None]
+    foot = np.maximum.accumulate(np.where(is_ground, -1, rows), axis=0)
+    source = np.clip(2 * foot + 1 - rows, 0, height - 1)
+    picked = radiance[source, np.arange(width)[None, :]]
+    # Ripples smear the mirror image vertically.
+    for step in (1, 2):
+        shift = max(1, step * height // 96)
+        picked = (picked + np.roll(picked, shift, 0) + np.roll(picked, -shift, 0)) / 3
+    return picked
+
+
+def glow(light: np.ndarray) -> np.ndarray:
+    """Halo of lamps in the lens: a wide blur, float32 [H, W, 3].
+
+    Args:
+        light: Light of lamps, float32 [H, W, 3].
+    """
+    height, width = light.shape[:2]
+    cell = max(1, round(width / 64))
+    rows, columns = -(-height // cell), -(-width // cell)
+    padded = np.pad(light, ((0, rows * cell - height), (0, columns * cell - width), (0, 0)))
+    coarse = padded.reshape(rows, cell, columns, cell, 3).mean((1, 3))
+    narrow = _smooth(coarse)
+    halo = 0.10 * narrow + 0.28 * _smooth(_smooth(_smooth(narrow)))
+    halo = _smooth(halo.repeat(cell, axis=0).repeat(cell, axis=1), max(1, cell // 2))
+    return halo[:height, :width]
+
+
+def _smooth(image: np.ndarray, step: int = 1) -> np.ndarray:
+    """Separable (1, 2, 1)/4 kernel with taps ``step`` apart and zero borders."""
+    for axis in (0, 1):
+        near = np.zeros_like(image)
+        shifted = [slice(None)] * image.ndim
+        kept = [slice(None)] * image.ndim
+        shifted[axis], kept[axis] = slice(step, None), slice(None, -step)
+        near[tuple(kept)] += image[tuple(shifted)]
+        near[tuple(shifted)] += image[tuple(kept)]
+        image = 0.5 * image + 0.25 * near
+    return image
+
+
+def falling(
+    display: np.ndarray, depth: np.ndarray, air: Atmosphere, rng: np.random.Generator
+) -> np.ndarray:
+    """Add falling rain or snow in front of what is farther away than the drops.
+
+    Args:
+        display: Display values in [0, 1], float32 [H, W, 3].
+        depth: z-depth in metres, float32 [H, W].
+        air: Gives the condition.
+        rng: Random generator of the scene's drops.
+    """
+    height, width = depth.shape
+    scale = height / 96
+    layers: tuple[tuple[float, float, float], ...]
+    if air.condition == "rain":
+        drops, lean = 150, float(rng.uniform(-0.25, 0.25))
+        layers = ((4.0, 9.0, 0.20), (12.0, 5.0, 0.14))
+    elif air.condition == "snow":
+        drops, lean = 130, float(rng.uniform(-0.3, 0.3))
+        layers = ((4.0, 0.85, 0.8), (9.0, 0.5, 0.7), (18.0, 0.3, 0.55))
+    else:
+        return display
+    veil = np.zeros((height, width), np.float32)
+    aspect = width / (2 * height)
+    for distance, length, strength in layers:
+        count = int(drops * aspect * (1.0 if distance < 10 else 1.6))
+        x, y = rng.uniform(0, width, count), rng.uniform(0, height, count)
+        size = length * scale * rng.uniform(0.6, 1.4, count)
+        shade = strength * rng.uniform(0.5, 1.0, count)
+        layer = np.zeros((height, width), np.float32)
+        if air.condition == "rain":
+            steps = int(np.ceil(length * scale * 1.4))
+            thick = max(1, round(0.6 * scale))
+            for i in range(steps):
+                for j in range(thick):
+                    alive = i <= size
+                    column = (x + lean * i + j).astype(int)
+                    row = (y + i).astype(int)
+                    inside = alive & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+                    layer[row[inside], column[inside]] = shade[inside]
+        else:
+            reach = max(1, int(np.ceil(length * scale)))
+            for dy in range(-reach, reach + 1):
+                for dx in range(-reach, reach + 1):
+                    column, row = (x + dx).astype(int), (y + dy).astype(int)
+                    soft = np.clip(size + 0.5 - np.hypot(dx - lean * dy, dy), 0, 1) * shade
+                    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+                    np.maximum.at(layer, (row[inside], column[inside]), soft[inside])
+        veil = np.maximum(veil, layer * (depth > distance))
+    white = 0.93 if air.condition == "snow" else 0.80
+    return display + veil[..., None] * (white - display)
+
+
+def lens(image: np.ndarray) -> np.ndarray:
+    """Slight softness of a lens: a separable (1, 6, 1)/8 kernel, float32 [H, W, ...]."""
+    for axis in (0, 1):
+        line: list[Any] = [slice(None)] * image.ndim
+        inner, before, after = list(line), list(line), list(line)
+        inner[axis], before[axis], after[axis] = slice(1, -1), slice(None, -2), slice(2, None)
+        soft = 0.75 * image
+        soft[tuple(inner)] += 0.125 * (image[tuple(before)] + image[tuple(after)])
+        for edge, other in ((0, 1), (-1, -2)):
+            here, there = list(line), list(line)
+            here[axis], there[axis] = edge, other
+            soft[tuple(here)] += 0.125 * (image[tuple(here)] + image[tuple(there)])
+        image = soft
+    return image
