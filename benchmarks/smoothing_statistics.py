@@ -174,9 +174,10 @@ def replay(name: str, sigma: float, p: np.ndarray, correct: np.ndarray) -> None:
         r = z * sigma
         for method in at:
             radius, used, open_ = run(method, radii=(r,))
+            certified = f"{np.sum(radius >= r):4d} (fixed N {np.sum(fixed >= r)})"
             print(
                 f"  r = {r:<5g} {method:8s} mean n {used.mean():8.0f}"
-                f"  median {np.median(used):6.0f}  certified {np.sum(radius >= r):4d} (fixed N {np.sum(fixed >= r)})  open {open_}"
+                f"  median {np.median(used):6.0f}  certified {certified}  open {open_}"
             )
     for step in (0.5, 0.25):
         grid = np.arange(1, int(grid_max / step) + 1) * step

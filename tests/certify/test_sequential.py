@@ -147,9 +147,9 @@ RULES = {
 
 @pytest.mark.parametrize("options", RULES.values(), ids=RULES)
 def test_certificates_of_every_rule_hold_with_probability_one_minus_alpha(options):
-    # Stopping is chosen by the data. 20000 paths; the true error is at most 0.05, so the test
+    # Stopping is chosen by the data. 8000 paths; the true error is at most 0.05, so the test
     # fails by chance with probability below 3e-7 (5 standard errors).
-    images, p = 20000, 0.8
+    images, p = 8000, 0.8
     rule = StoppingRule(sigma=0.5, alpha=0.05, looks=SIX, **options)
     bounds = rule.replay(simulated(p, SIX, images, 7), np.zeros(images, int))
     wrong = np.mean(rule.certificates(bounds)["radius"] > radius_one(p, 0.5))
@@ -265,7 +265,7 @@ def test_decided_images_keep_their_state_whatever_is_fed():
     assert after.n_used[1] == 200
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(sorted(RULES)))
 def test_images_do_not_influence_each_other(seed, name):
     rule = StoppingRule(sigma=0.5, alpha=0.01, looks=SIX, **RULES[name])

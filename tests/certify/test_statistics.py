@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import ndtr, ndtri
 
+from certbench.certify.noise import ESTIMATION, philox_normal
 from certbench.certify.statistics import (
     binomial_interval,
     cp_lower,
@@ -284,13 +285,44 @@ def test_upper_limits_two_sided_intervals_and_bound_pairs_cover_by_exact_sums(p)
     assert 0 < pmf[cp_upper(k, n, alpha) < p].sum() <= alpha
     low, high = binomial_interval(k, n, 0.95)
     assert pmf[(low <= p) & (p <= high)].sum() >= 0.95
-    # Randomised limit: averaged over the coin the miss is alpha itself (midpoint rule, 400 coins;
+    # Randomised limit: averaged over the coin the miss is alpha itself (midpoint rule, 100 coins;
     # at a coin below 2 alpha and nA = n the coin is rounded up, which only lowers the miss).
-    coins = (np.arange(400) + 0.5) / 400
+    coins = (np.arange(100) + 0.5) / 100
     miss = np.mean([pmf[cp_lower_randomised(k, n, alpha, u) > p].sum() for u in coins])
     # Each count's share of coins is resolved to half a step.
-    assert miss <= alpha + pmf.max() / 800
-    assert miss >= alpha - pmf.max() / 800 - 2 * alpha * pmf[n]
+    assert miss <= alpha + pmf.max() / 200
+    assert miss >= alpha - pmf.max() / 200 - 2 * alpha * pmf[n]
+
+
+def test_certificates_of_a_linear_classifier_are_right_about_its_distance():
+    # f(z) = [w.z > 0] at distance m from the boundary; the smoothed classifier's radius is m.
+    # 2000 images of 500 samples; 0.0646 is 3 standard errors above alpha (probability 0.0014 of a
+    # false alarm if the error were alpha itself; the noise is fixed, so it cannot flicker).
+    d, n, alpha, m = 8, 500, 0.05, 0.3
+    w = np.linspace(-1, 1, d)
+    w /= np.linalg.norm(w)
+    votes = np.array(
+        [
+            np.sum(m + 0.25 * philox_normal(4, ESTIMATION, image, np.arange(n), d) @ w > 0)
+            for image in range(2000)
+        ]
+    )
+    radii = radius_one(cp_lower(votes, n, alpha), 0.25)
+    assert 0.02 < np.mean(radii > m) <= 0.0646
+    # The check has teeth: limits at six times the level are found out.
+    assert np.mean(radius_one(cp_lower(votes, n, 0.3), 0.25) > m) > 0.0646
+
+
+@pytest.mark.parametrize("p", [(0.5, 0.3, 0.2), (0.36, 0.34, 0.3), (0.9, 0.05, 0.05)])
+def test_both_bounds_of_the_two_bound_certificate_hold_together(p):
+    # 20000 draws; the joint error is at most alpha, so 5 standard errors above it fail by chance
+    # with probability below 3e-7.
+    votes = np.random.default_rng(8).multinomial(400, p, size=20000)
+    p_lower, p_upper = two_bounds(votes[:, 0], votes[:, 1:].max(axis=1), 400, 0.05)
+    wrong = np.mean((p_lower > p[0]) | (p_upper < min(p[1], 1 - p[0])))
+    assert wrong <= 0.05 + 5 * math.sqrt(0.05 * 0.95 / 20000)
+    radii, true = radius_two(p_lower, p_upper, 1.0), radius_two(p[0], p[1], 1.0)
+    assert np.mean(radii > true) <= 0.05 + 5 * math.sqrt(0.05 * 0.95 / 20000)
 
 
 @pytest.mark.parametrize("n", [7, 50, 300])

@@ -185,8 +185,8 @@ def _works(backend: str, device_type: str) -> bool:
     """Whether a backend reproduces the reference on this kind of device, tried once per process."""
     device = torch.device(device_type)
     seed, images, samples = 0x0123456789ABCDEF, [7, 8, 2**32 - 1], [42, 0, 2**32 - 1]
-    out = torch.empty(3, 300, device=device)
     try:
+        out = torch.empty(3, 300, device=device)
         fill(
             backend,
             "normal",
