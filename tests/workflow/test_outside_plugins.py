@@ -214,7 +214,8 @@ ATTACK = '''
             clean = work.logits(work.images).argmax(1)
             after = work.logits(x).argmax(1)
         right, still = clean == work.labels, after == work.labels
-        status = np.where(right.numpy(), np.where(still.numpy(), "survived", "broken"), "clean_error")
+        status = np.where(still.numpy(), "survived", "broken")
+        status = np.where(right.numpy(), status, "clean_error")
         return {
             "x_adv": x.numpy(),
             "clean_pred": clean.numpy(),
