@@ -2,10 +2,14 @@
 
 ``collect`` counts votes, shardable over items and over samples; ``merge`` adds the counts of shards
 that legally belong together; ``decide`` turns counts into certificates without a model.
+
+``noise: lattice`` draws the noise exactly on the grid of 8-bit pixels: an audit mode for subsets,
+whose certificates no floating-point effect can break (:mod:`certbench.certify.lattice`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from certbench.certify import noise as noises
-from certbench.certify import smoothing, votes
+from certbench.certify import smoothed_predictor, smoothing, votes
+from certbench.certify.smoothed_predictor import PredictorParams
 from certbench.errors import CertbenchError
 from certbench.params import param
 from certbench.threat import Threat
@@ -21,7 +26,7 @@ from certbench.threat import Threat
 if TYPE_CHECKING:
     from certbench.certify.protocol import CollectWork, Shard, Surface, SurfaceWork
 
-version = 1
+version = 2
 
 stats_columns = votes.STATS_COLUMNS
 
@@ -40,6 +45,8 @@ columns = {
     "p_lower": "float64",
     "p_upper": "float64",
     "radius_capped": "bool",
+    "radius_l1_equivalent": "float64",
+    "radius_linf_equivalent": "float64",
     "noise_scheme": "label",
     "dtype": "label",
 }
@@ -52,10 +59,18 @@ class CollectParams:
     sigma: float = param(help="noise level", unit="pixel values in [0, 1]", above=0)
     n: int = param(100_000, help="estimation samples", unit="samples per image", minimum=1)
     n0: int = param(100, help="selection samples", unit="samples per image", minimum=0)
+    noise: str = param(
+        "gaussian",
+        help="lattice: exact noise on the grid of 8-bit pixels",
+        choices=("gaussian", "lattice"),
+    )
+    compile: bool = param(
+        False, help="compile the model; pays from about a million passes per job on"
+    )
 
 
-@dataclass(frozen=True)
-class DecideParams:
+@dataclass(frozen=True, kw_only=True)
+class DecideParams(PredictorParams):
     """What turns votes into certificates; changing it costs no forward pass."""
 
     alpha: float = param(0.001, help="failure probability of a certificate", above=0, below=1)
@@ -64,13 +79,6 @@ class DecideParams:
         "two_stage", help="how the class is chosen", choices=smoothing.SELECTIONS
     )
     interval: str = param("cp", help="confidence limit", choices=smoothing.INTERVALS)
-    predict_n: int = param(
-        1000, help="samples of the predictor that judges attacks", unit="samples", minimum=1
-    )
-    predict_alpha: float = param(0.001, help="level of that predictor", above=0, below=1)
-    attack_draws: int = param(
-        16, help="noise draws of the objective that attacks climb", unit="samples", minimum=1
-    )
 
 
 def validate(collect: CollectParams, decide: DecideParams, where: str) -> None:
@@ -79,8 +87,6 @@ def validate(collect: CollectParams, decide: DecideParams, where: str) -> None:
     Raises:
         CertbenchError: Says the smallest sufficient number.
     """
-    from certbench.certify import statistics
-
     try:
         smoothing.check_budget(collect.n0, collect.n, decide.alpha, decide.bound, decide.selection)
     except CertbenchError as error:
@@ -93,13 +99,7 @@ def validate(collect: CollectParams, decide: DecideParams, where: str) -> None:
             where=f"{where}.interval",
             remedy="use interval: cp with bound: two",
         )
-    least = statistics.minimum_predict_samples(decide.predict_alpha)
-    if decide.predict_n < least:
-        raise CertbenchError(
-            f"{decide.predict_n} samples can never answer at alpha = {decide.predict_alpha}",
-            where=f"{where}.predict_n",
-            remedy=f"use predict_n >= {least}",
-        )
+    smoothed_predictor.check_predictor(decide, where)
 
 
 def threat(collect: CollectParams, decide: DecideParams) -> Threat:
@@ -114,34 +114,43 @@ def samples(collect: CollectParams) -> int:
 
 def shard_params(collect: CollectParams, start: int, stop: int | None) -> dict[str, Any]:
     """What one shard depends on: not the total; the selection samples ride with the first."""
-    return {"sigma": collect.sigma, "n0": collect.n0 if start == 0 else 0}
+    return {
+        "sigma": collect.sigma,
+        "n0": collect.n0 if start == 0 else 0,
+        "noise": collect.noise,
+        "compile": collect.compile,
+    }
 
 
 def attack_params(collect: CollectParams, decide: DecideParams) -> dict[str, Any]:
     """What an attack on the defence depends on: not the certificate's alpha, bound or budget."""
-    return {
-        "sigma": collect.sigma,
-        "predict_n": decide.predict_n,
-        "predict_alpha": decide.predict_alpha,
-        "attack_draws": decide.attack_draws,
-    }
+    return smoothed_predictor.attack_params(collect.sigma, collect.noise, decide)
 
 
 def collect(work: CollectWork) -> tuple[dict[str, Any], dict[str, Any]]:
     """Votes of one shard: rows of :data:`stats_columns`, and the shard's identity."""
-    noise = smoothing.Noise(work.seed64, work.noise_backend)
-    return votes.collect(work, noise, float(work.params["sigma"]), int(work.params["n0"]))
+    params = work.params
+    noise = smoothing.Noise(work.seed64, work.noise_backend, str(params.get("noise", "gaussian")))
+    return votes.collect(
+        work,
+        noise,
+        float(params["sigma"]),
+        int(params["n0"]),
+        compiled=bool(params.get("compile", False)),
+    )
 
 
 def merge(shards: Sequence[Shard], collect: CollectParams, item_index: np.ndarray) -> votes.Votes:
     """Counts of both streams, after the legality checks of :func:`votes.merge`."""
-    return votes.merge(shards, item_index, collect.n, collect.n0)
+    expected = {"sigma": collect.sigma, "kind": collect.noise}
+    return votes.merge(shards, item_index, collect.n, collect.n0, expected)
 
 
 def decide(
     stats: votes.Votes, collect: CollectParams, decide: DecideParams, labels: np.ndarray
 ) -> dict[str, Any]:
     """Certificates of all items, from their counts."""
+    dimension = math.prod(stats.identity["shape"])
     coins = None
     if decide.interval == "cp_randomised":
         coins = noises.uniform_coin(int(stats.identity["seed64"]), stats.item_index)
@@ -155,6 +164,8 @@ def decide(
         interval=decide.interval,
         coins=coins,
         labels=labels,
+        kind=collect.noise,
+        slack=smoothing.distance_from_law(collect.noise, collect.sigma, dimension),
     )
     size = len(labels)
     return {
@@ -174,6 +185,7 @@ def decide(
         "p_lower": made["p_lower"],
         "p_upper": [None if np.isnan(p) else float(p) for p in made["p_upper"]],
         "radius_capped": made["capped"],
+        **smoothing.l2_equivalents(made["radius"], dimension),
         "noise_scheme": [f"{stats.identity['scheme']}/{stats.identity['backend']}"] * size,
         "dtype": [str(stats.identity["dtype"])] * size,
         "n_forward": np.full(size, collect.n + collect.n0),
@@ -181,26 +193,5 @@ def decide(
 
 
 def attack_surface(work: SurfaceWork) -> Surface:
-    """What an attack on the smoothed classifier climbs, and the certified rule that judges it.
-
-    The objective is the logarithm of the mean probability over fixed draws (Salman et al., NeurIPS
-    2019); success is judged by PREDICT with fresh noise, never by one noisy pass.
-    """
-    from certbench.attacks.smoothed import SmoothedLogits
-    from certbench.certify.protocol import Surface
-
-    sigma = float(work.params["sigma"])
-    logits = SmoothedLogits(
-        work.network,
-        sigma,
-        int(work.params["attack_draws"]),
-        seed64=work.seed64,
-        batch_size=work.batch_size,
-    )
-    noise = smoothing.Noise(work.seed64, work.noise_backend)
-    n, alpha = int(work.params["predict_n"]), float(work.params["predict_alpha"])
-    return Surface(
-        logits=logits,
-        judge=votes.Judge(work, sigma, noise, n, alpha),
-        confirm=votes.Judge(work, sigma, noise, n, alpha, stream=noises.AUDIT),
-    )
+    """What an attack on the smoothed classifier climbs, and the certified rule that judges it."""
+    return smoothed_predictor.surface(work)

@@ -3,7 +3,8 @@
 The smoothed classifier g returns the class that the base classifier f is most likely to return for
 ``x + e`` with ``e ~ N(0, sigma^2 I)``. All model work ends in integer class counts; everything
 statistical is a function of them (:mod:`certbench.certify.statistics`), so a radius can be
-recomputed for any alpha and any bound without a forward pass.
+recomputed for any alpha and any bound without a forward pass. Votes are counted by
+:mod:`certbench.certify.sampling`.
 """
 
 from __future__ import annotations
@@ -16,35 +17,45 @@ import numpy as np
 
 from certbench.certify import noise as noises
 from certbench.certify import statistics
+from certbench.certify.sampling import (
+    EXACT_BATCH,
+    Noise,
+    check_range,
+    count_votes,
+    for_inference,
+    require_eval,
+)
 from certbench.errors import CertbenchError
 
 if TYPE_CHECKING:
     import torch
 
-ABSTAIN = -1
+    from certbench.certify.sequential import StoppingRule
 
-# In exact numerics every forward pass has this many images (the last is padded), whatever the
-# configured batch size: the arithmetic of a sample never depends on its company.
-EXACT_BATCH = 128
+__all__ = [
+    "ABSTAIN",
+    "BOUNDS",
+    "EXACT_BATCH",
+    "INTERVALS",
+    "SELECTIONS",
+    "Certificate",
+    "Noise",
+    "Prediction",
+    "Smooth",
+    "certify_counts",
+    "check_budget",
+    "check_range",
+    "count_votes",
+    "for_inference",
+    "predict_counts",
+    "require_eval",
+]
+
+ABSTAIN = -1
 
 BOUNDS = ("one", "two")
 SELECTIONS = ("two_stage", "single_stage", "label")
 INTERVALS = ("cp", "cp_randomised")
-
-
-@dataclass(frozen=True)
-class Noise:
-    """Where the noise comes from.
-
-    Attributes:
-        seed: 64-bit seed, see :func:`certbench.certify.noise.seed64`.
-        backend: One of :data:`certbench.certify.noise.BACKENDS`.
-        kind: ``gaussian``, or ``uniform`` on [-sigma, sigma] (l1 certificates).
-    """
-
-    seed: int = 0
-    backend: str = "auto"
-    kind: str = "gaussian"
 
 
 @dataclass(frozen=True)
@@ -74,9 +85,9 @@ class Prediction(int):
     """What PREDICT returns for one image: the class or -1, with its evidence.
 
     Attributes:
-        p_value: Two-sided exact binomial p-value of the top two counts.
-        n1: Votes of the top class.
-        n2: Votes of the runner-up.
+        p_value: Two-sided exact binomial p-value of ``n1`` and ``n2``.
+        n1: The largest count.
+        n2: The second largest; invalid votes count as a rival like any class.
     """
 
     p_value: float
@@ -158,8 +169,8 @@ class Smooth:
             )
         counts = self.counts(x, noises.PREDICTION, 0, n, item_index=item_index)
         labels, p_values = predict_counts(counts[None], alpha)
-        top = np.sort(counts[:-1])[::-1]
-        return Prediction(int(labels[0]), float(p_values[0]), int(top[0]), int(top[1]))
+        most = np.sort(counts)[::-1]
+        return Prediction(int(labels[0]), float(p_values[0]), int(most[0]), int(most[1]))
 
     def certify(
         self,
@@ -183,6 +194,9 @@ class Smooth:
             selection: ``two_stage`` or ``single_stage``.
             item_index: Key of the image's noise.
 
+        Returns:
+            The certificate, its radius in the noise's norm: l2, or l1 for uniform noise.
+
         Raises:
             CertbenchError: n can never certify at this alpha, or the image is out of range.
         """
@@ -192,7 +206,14 @@ class Smooth:
             selected = self.counts(x, noises.SELECTION, 0, n0, item_index=item_index)[None]
         estimated = self.counts(x, noises.ESTIMATION, 0, n, item_index=item_index)
         decided = certify_counts(
-            selected, estimated[None], self.sigma, alpha, bound=bound, selection=selection
+            selected,
+            estimated[None],
+            self.sigma,
+            alpha,
+            bound=bound,
+            selection=selection,
+            kind=self.noise.kind,
+            slack=distance_from_law(self.noise.kind, self.sigma, int(np.prod(np.shape(x)))),
         )
         p_upper = decided["p_upper"][0]
         return Certificate(
@@ -207,16 +228,9 @@ class Smooth:
         self, x: Any, stream: int, start: int, stop: int, *, item_index: int = 0
     ) -> np.ndarray:
         """Votes int64 [K + 1] of samples [start, stop) of a stream; the last are invalid ones."""
-        import torch
-
-        image = torch.as_tensor(x, dtype=torch.float32)
-        if image.ndim != 3:
-            raise CertbenchError(
-                f"shape is {tuple(image.shape)}", where="x", remedy="give one image, [C, H, W]"
-            )
         return count_votes(
             self.model,
-            image[None],
+            _one_image(x)[None],
             np.array([item_index], np.int64),
             stream,
             start,
@@ -230,35 +244,15 @@ class Smooth:
         )[0]
 
 
-def require_eval(model: Any) -> None:
-    """Refuse a module in train mode: batch statistics would couple the samples.
-
-    Raises:
-        CertbenchError: Some submodule is in train mode.
-    """
-    modules = getattr(model, "modules", None)
-    if modules is not None and any(module.training for module in modules()):
-        raise CertbenchError(
-            "the model is in train mode: its samples would not be independent",
-            where="model",
-            remedy="call model.eval() first",
-        )
-
-
-def for_inference(model: Any) -> tuple[Any, str]:
-    """The function whose votes are counted: the model, made fast, and the name of what was done.
-
-    A :class:`certbench.models.network.Network` gets its batch normalisation and input scale folded
-    into its convolutions and a channels-last layout. A certificate holds for the function as it is
-    evaluated, so the name is part of a shard's identity.
-    """
+def _one_image(x: Any) -> torch.Tensor:
     import torch
 
-    from certbench.models.network import Network, folded
-
-    if not isinstance(model, Network):
-        return model, "as-given"
-    return folded(model).to(memory_format=torch.channels_last), "folded-channels-last"
+    image = torch.as_tensor(x, dtype=torch.float32)
+    if image.ndim != 3:
+        raise CertbenchError(
+            f"shape is {tuple(image.shape)}", where="x", remedy="give one image, [C, H, W]"
+        )
+    return image
 
 
 def check_budget(n0: int, n: int, alpha: float, bound: str, selection: str) -> None:
@@ -287,141 +281,6 @@ def check_budget(n0: int, n: int, alpha: float, bound: str, selection: str) -> N
         raise CertbenchError(f"is {n0}", where="n0", remedy="two_stage selection needs n0 >= 1")
 
 
-def count_votes(
-    model: Callable[[torch.Tensor], torch.Tensor],
-    images: torch.Tensor,
-    item_index: np.ndarray,
-    stream: int,
-    start: int,
-    stop: int,
-    *,
-    sigma: float,
-    num_classes: int,
-    noise: Noise,
-    batch_size: int,
-    numerics: str,
-    device: Any,
-    progress: Any = None,
-    label: str = "votes",
-    tick: Callable[[int], None] | None = None,
-) -> np.ndarray:
-    """Votes of the model over noisy copies of many images, in full batches.
-
-    Batches are lists of (image, sample) pairs: several images share one, and no image needs a batch
-    of its own. Nothing is read back from the device until the end, except to keep progress.
-
-    Args:
-        model: float32 [B, C, H, W] -> logits [B, K].
-        images: float32 [M, C, H, W] in [0, 1].
-        item_index: int [M], keys of the images' noise.
-        stream: Stream constant of :mod:`certbench.certify.noise`.
-        start: First sample.
-        stop: End of the samples.
-        sigma: Noise level (half width for uniform noise).
-        num_classes: K.
-        noise: Seed, backend, kind.
-        batch_size: Pairs per forward pass, where numerics are not exact.
-        numerics: ``exact`` or ``fast``.
-        device: Torch device.
-        progress: A :class:`certbench.results.progress.Progress`, or None.
-        label: Key of this call's state in the progress file.
-        tick: Called with the number of pairs done since the last call.
-
-    Returns:
-        int64 [M, K + 1]: counts per class; class K counts votes with NaN or infinite logits. Each
-        row sums to stop - start.
-
-    Raises:
-        CertbenchError: Images outside [0, 1], or logits of another width.
-    """
-    import torch
-
-    check_range(images)
-    count, samples = len(images), stop - start
-    total = count * samples
-    size = EXACT_BATCH if numerics == "exact" else min(batch_size, max(total, 1))
-    votes = torch.zeros((count + 1) * (num_classes + 1), dtype=torch.int64, device=device)
-    done = 0
-    state = (progress.load() if progress is not None else None) or {}
-    if f"{label}.votes" in state:
-        votes = torch.from_numpy(np.ascontiguousarray(state[f"{label}.votes"])).to(device)
-        done = int(state[f"{label}.done"])
-        if tick is not None:
-            tick(done)
-    on_device = images.to(device)
-    keys = torch.as_tensor(np.asarray(item_index, np.int64)).to(device)
-    classes = torch.arange(num_classes, device=device)
-    ones = torch.ones(size, dtype=torch.int64, device=device)
-    shape = tuple(images.shape[1:])
-    noisy = torch.empty((size, *shape), dtype=torch.float32, device=device)
-    # Convolutions read channels-last twice as fast; the noise is made in C x H x W order.
-    batch = torch.empty_like(noisy, memory_format=torch.channels_last)
-    make = noises.noise_batch if noise.kind == "gaussian" else noises.uniform_batch
-    backend = noises.resolve_backend(device, noise.backend) if total else noise.backend
-    with torch.inference_mode():
-        while done < total:
-            pair = torch.arange(done, done + size, device=device)
-            real = pair < total
-            pair = pair.clamp_max(total - 1)
-            slot, sample = pair // samples, pair % samples + start
-            make(
-                noise.seed,
-                stream,
-                keys[slot],
-                sample,
-                shape,
-                sigma,
-                device,
-                backend=backend,
-                out=noisy,
-            )
-            torch.add(noisy, on_device[slot], out=batch)
-            logits = model(batch).float()
-            if logits.ndim != 2 or logits.shape[1] != num_classes:
-                raise CertbenchError(
-                    f"the model returns {tuple(logits.shape)}, not [N, {num_classes}]",
-                    where="model",
-                    remedy="use a model for this number of classes",
-                )
-            top = logits.amax(1, keepdim=True)
-            # The lowest index among equal maxima: argmax does not promise it on every device.
-            vote = torch.where(logits == top, classes, num_classes).amin(1)
-            vote = torch.where(torch.isfinite(logits).all(1), vote, num_classes)
-            slot = torch.where(real, slot, count)
-            votes.index_add_(0, slot * (num_classes + 1) + vote, ones)
-            step = min(size, total - done)
-            done += step
-            if tick is not None:
-                tick(step)
-            if progress is not None and progress.due and done < total:
-                state |= {f"{label}.votes": votes.cpu().numpy(), f"{label}.done": done}
-                progress.save(state, force=True)
-    table = votes.view(count + 1, num_classes + 1)[:count].cpu().numpy()
-    if progress is not None:
-        state |= {f"{label}.votes": votes.cpu().numpy(), f"{label}.done": done}
-        progress.save(state)
-    if not (table.sum(1) == samples).all():
-        raise AssertionError("votes do not sum to the number of samples")
-    return table
-
-
-def check_range(images: torch.Tensor) -> None:
-    """Refuse images outside [0, 1]: sigma and radii are in these units.
-
-    Raises:
-        CertbenchError: Says the range found.
-    """
-    if not images.numel():
-        return
-    low, high = float(images.min()), float(images.max())
-    if not (low >= 0.0 and high <= 1.0):
-        raise CertbenchError(
-            f"values lie in [{low:.4g}, {high:.4g}], not in [0, 1]",
-            where="images",
-            remedy="give pixels / 255 before normalisation (the model owns its normalisation)",
-        )
-
-
 def certify_counts(
     selected: np.ndarray | None,
     estimated: np.ndarray,
@@ -433,13 +292,15 @@ def certify_counts(
     interval: str = "cp",
     coins: np.ndarray | None = None,
     labels: np.ndarray | None = None,
+    kind: str = "gaussian",
+    slack: float = 0.0,
 ) -> dict[str, np.ndarray]:
     """CERTIFY for many images, from their counts.
 
     Args:
         selected: int64 [M, K + 1] votes of the selection stream (``two_stage``), else None.
         estimated: int64 [M, K + 1] votes of the estimation stream; the last column is invalid.
-        sigma: Noise level.
+        sigma: Noise level (half width of uniform noise).
         alpha: Failure probability of each certificate.
         bound: ``one`` or ``two``.
         selection: ``two_stage``; ``single_stage`` (class and bound from the same votes at
@@ -447,6 +308,12 @@ def certify_counts(
         interval: ``cp`` (Clopper-Pearson) or ``cp_randomised`` (needs ``coins``).
         coins: float64 [M] in (0, 1], fixed per image.
         labels: int [M], for ``label``.
+        kind: Kind of noise: ``gaussian`` and ``lattice`` give l2 radii, ``uniform`` l1 radii.
+        slack: Largest distance (total variation) of the drawn noise from the law it stands for; it
+            is taken off the lower and added to the upper bounds.
+
+    Raises:
+        CertbenchError: Something that an option needs is missing or out of range.
 
     Returns:
         Arrays of length M: ``top`` (the class tested), ``predict`` (it, or -1), ``radius``
@@ -463,6 +330,12 @@ def certify_counts(
         if labels is None:
             raise CertbenchError("selection by label needs the labels", where="selection")
         top = np.asarray(labels, np.int64)
+        if len(top) and (top.min() < 0 or top.max() >= votes.shape[1]):
+            raise CertbenchError(
+                f"labels go from {top.min()} to {top.max()} for {votes.shape[1]} classes",
+                where="selection",
+                remedy="selection: label needs the class of every image",
+            )
     else:
         top = votes.argmax(1)
     rows = np.arange(len(votes))
@@ -472,20 +345,24 @@ def certify_counts(
     runner = others.argmax(1)
     n_runner = others[rows, runner]
     level = alpha / 2 if selection == "single_stage" else alpha
+    if interval == "cp_randomised" and (coins is None or bound == "two"):
+        raise CertbenchError(
+            "randomised limits are defined for the one-bound form, with one coin per image",
+            where="interval",
+            remedy="use interval: cp with bound: two",
+        )
     p_upper = np.full(len(votes), np.nan)
     if bound == "two":
         # An invalid vote is one more answer of f, so it is a rival like any class.
         rivals = np.maximum(n_runner, estimated[:, -1])
         p_lower, p_upper = statistics.two_bounds(n_top, rivals, totals, level)
-        radius = statistics.radius_two(p_lower, p_upper, sigma)
+        p_upper = np.minimum(p_upper + slack, 1.0)
+    elif interval == "cp_randomised":
+        p_lower = statistics.cp_lower_randomised(n_top, totals, level, coins)
     else:
-        if interval == "cp_randomised":
-            if coins is None:
-                raise CertbenchError("randomised limits need one coin per image", where="coins")
-            p_lower = statistics.cp_lower_randomised(n_top, totals, level, coins)
-        else:
-            p_lower = statistics.cp_lower(n_top, totals, level)
-        radius = statistics.radius_one(p_lower, sigma)
+        p_lower = statistics.cp_lower(n_top, totals, level)
+    p_lower = np.maximum(p_lower - slack, 0.0)
+    radius = _radius(kind, p_lower, p_upper if bound == "two" else 1 - p_lower, sigma)
     radius = statistics.round_down(radius)
     abstain = ~(radius > 0)
     return {
@@ -501,6 +378,43 @@ def certify_counts(
         "abstain": abstain,
         "capped": n_top == totals,
     }
+
+
+def _radius(kind: str, p_lower: np.ndarray, p_upper: np.ndarray, sigma: float) -> np.ndarray:
+    """Radii in the norm of the noise; 0 where the bounds do not separate the classes."""
+    if kind == "uniform":
+        # A shift by r in l1 changes every class's probability by at most r / (2 lambda).
+        return np.maximum(sigma * (p_lower - np.minimum(p_upper, 1 - p_lower)), 0.0)
+    return np.asarray(statistics.radius_two(p_lower, p_upper, sigma))
+
+
+def l2_equivalents(radius: np.ndarray, dimension: int) -> dict[str, np.ndarray]:
+    """Radii in l1 and linf that an l2 radius implies, as columns; rounded down.
+
+    The l2 ball holds the l1 ball of the same radius, and the linf ball of R / sqrt(d).
+
+    Args:
+        radius: float64 [M], l2.
+        dimension: Values of one image, C x H x W.
+    """
+    linf = statistics.radius_linf_from_l2(radius, dimension)
+    return {
+        "radius_l1_equivalent": np.asarray(radius, np.float64),
+        "radius_linf_equivalent": np.asarray(statistics.round_down(linf), np.float64),
+    }
+
+
+def distance_from_law(kind: str, sigma: float, dimension: int) -> float:
+    """Total variation between the noise of an image as drawn and the law a certificate assumes.
+
+    Known, and negligible, for lattice noise. Float noise is taken at its word: its distance from
+    the normal law is not bounded here, which is what lattice noise is for.
+    """
+    if kind != "lattice":
+        return 0.0
+    from certbench.certify import lattice
+
+    return lattice.distance_from_law(sigma, dimension)
 
 
 def predict_counts(counts: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:

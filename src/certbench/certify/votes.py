@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from certbench.certify import noise as noises
-from certbench.certify import smoothing
+from certbench.certify import sampling, smoothing
 from certbench.errors import CertbenchError
 
 if TYPE_CHECKING:
     import torch
 
     from certbench.certify.protocol import CollectWork, Shard, SurfaceWork
+    from certbench.certify.sampling import Perturb
 
 STATS_COLUMNS = {
     "stream": "int8",
@@ -48,7 +49,13 @@ class Votes:
 
 
 def collect(
-    work: CollectWork, noise: smoothing.Noise, sigma: float, n0: int
+    work: CollectWork,
+    noise: sampling.Noise,
+    sigma: float,
+    n0: int,
+    *,
+    compiled: bool = False,
+    perturb: Perturb | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Votes of one shard, sparse: one row per item, stream and class that got any.
 
@@ -57,6 +64,8 @@ def collect(
         noise: Seed, backend and kind of the noise.
         sigma: Noise level.
         n0: Selection samples; drawn by the shard whose range starts at 0.
+        compiled: Whether the model is compiled.
+        perturb: Makes the network's inputs instead of ``noise``.
 
     Returns:
         Columns (``slot`` is the item's position in the shard), and the identity.
@@ -64,43 +73,96 @@ def collect(
     start, stop = work.samples
     if stop is None:
         raise CertbenchError("votes need a range of samples", where="collect")
-    smoothing.require_eval(work.network)
-    network, layout = smoothing.for_inference(work.network)
+    network, layout = open_network(work, compiled)
     streams = [(noises.SELECTION, 0, n0)] if start == 0 and n0 else []
     streams.append((noises.ESTIMATION, start, stop))
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("slot", *STATS_COLUMNS)}
+    parts: list[dict[str, np.ndarray]] = []
     for stream, first, last in streams:
-        table = smoothing.count_votes(
-            network,
-            work.images,
-            work.item_index.astype(np.int64),
-            stream,
-            first,
-            last,
-            sigma=sigma,
-            num_classes=work.num_classes,
-            noise=noise,
-            batch_size=work.batch_size,
-            numerics=work.numerics,
-            device=work.device,
-            progress=work.progress,
-            label=f"stream{stream}",
-            tick=work.tick,
+        table = count(
+            work, network, noise, sigma, stream, first, last, f"stream{stream}", perturb=perturb
         )
-        slots, classes = np.nonzero(table)
-        parts["slot"].append(slots)
-        parts["stream"].append(np.full(len(slots), stream, np.int8))
-        parts["sample_start"].append(np.full(len(slots), first))
-        parts["sample_stop"].append(np.full(len(slots), last))
-        parts["class"].append(classes.astype(np.int32))
-        parts["count"].append(table[slots, classes])
-    identity = {
+        parts.append(sparse(table, stream, first, last))
+    return stacked(parts), identity(work, noise, sigma, layout)
+
+
+def open_network(work: CollectWork, compiled: bool = False) -> tuple[Any, str]:
+    """The function whose votes are counted, and the name of what was done to the model.
+
+    Raises:
+        CertbenchError: The model is in train mode.
+    """
+    sampling.require_eval(work.network)
+    return sampling.for_inference(work.network, compiled)
+
+
+def count(
+    work: CollectWork,
+    network: Any,
+    noise: sampling.Noise,
+    sigma: float,
+    stream: int,
+    start: int,
+    stop: int,
+    label: str,
+    chosen: np.ndarray | None = None,
+    perturb: Perturb | None = None,
+    tick: Any = None,
+) -> np.ndarray:
+    """Votes int64 [M, K + 1] of the shard's items, or of the chosen ones (positions)."""
+    rows = np.arange(len(work.item_index)) if chosen is None else chosen
+    return sampling.count_votes(
+        network,
+        work.images[rows],
+        work.item_index[rows].astype(np.int64),
+        stream,
+        start,
+        stop,
+        sigma=sigma,
+        num_classes=work.num_classes,
+        noise=noise,
+        batch_size=work.batch_size,
+        numerics=work.numerics,
+        device=work.device,
+        progress=work.progress,
+        label=label,
+        tick=work.tick if tick is None else tick,
+        perturb=perturb,
+    )
+
+
+def sparse(
+    table: np.ndarray, stream: int, start: int, stop: int, chosen: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Rows of the votes that are not zero; ``chosen`` are the items' positions in the shard."""
+    slots, classes = np.nonzero(table)
+    return {
+        "slot": slots if chosen is None else chosen[slots],
+        "stream": np.full(len(slots), stream, np.int8),
+        "sample_start": np.full(len(slots), start, np.int64),
+        "sample_stop": np.full(len(slots), stop, np.int64),
+        "class": classes.astype(np.int32),
+        "count": table[slots, classes],
+    }
+
+
+def stacked(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Rows of several parts as one."""
+    return {
+        name: np.concatenate([part[name] for part in parts]) for name in ("slot", *STATS_COLUMNS)
+    }
+
+
+def identity(
+    work: CollectWork, noise: sampling.Noise, sigma: float, layout: str
+) -> dict[str, Any]:
+    """What shards must agree on before their counts may be added."""
+    return {
         "model_sha256": work.model_sha256,
         "variant": work.variant,
         "sigma": sigma,
         "kind": noise.kind,
-        "scheme": noises.SCHEME,
-        "backend": noises.resolve_backend(work.device, noise.backend),
+        "scheme": noise.scheme,
+        "backend": noise.resolved_backend(work.device),
         "seed64": str(work.seed64),
         "numerics": work.numerics,
         "dtype": "float32",
@@ -109,10 +171,116 @@ def collect(
         "num_classes": work.num_classes,
         "shape": list(work.images.shape[1:]),
     }
-    return {name: np.concatenate(found) for name, found in parts.items()}, identity
 
 
-def merge(shards: Sequence[Shard], item_index: np.ndarray, n: int, n0: int) -> Votes:
+@dataclass(frozen=True)
+class Tally:
+    """Checked rows of all shards of a variant, not yet added up.
+
+    Attributes:
+        width: K + 1.
+        spot: int64 [R], position of each row's item among the planned items.
+        rows: The columns of :data:`STATS_COLUMNS`, each of length R.
+        covered: For (spot, stream), the ranges of samples that are there, each with its file.
+        identity: What all shards agreed on.
+    """
+
+    width: int
+    spot: np.ndarray
+    rows: Mapping[str, np.ndarray]
+    covered: Mapping[tuple[int, int], list[tuple[int, int, str]]]
+    identity: Mapping[str, Any]
+
+    def table(self, chosen: np.ndarray, count: int) -> np.ndarray:
+        """Votes int64 [count, K + 1] of the chosen rows (a mask)."""
+        table = np.zeros((count, self.width), np.int64)
+        spots, classes = self.spot[chosen], self.rows["class"][chosen]
+        np.add.at(table, (spots, classes), self.rows["count"][chosen])
+        return table
+
+
+def tally(
+    shards: Sequence[Shard], item_index: np.ndarray, expected: Mapping[str, Any] | None = None
+) -> Tally:
+    """Read the rows of shards, after checking that they belong together and are whole.
+
+    Args:
+        shards: Shards in any order.
+        item_index: uint32 [M], the planned items.
+        expected: What the configuration says of their identity.
+
+    Raises:
+        CertbenchError: Shards of unlike identity, counts that do not sum to their range, classes
+            or items that there are not. The message names the file.
+    """
+    if not shards:
+        raise CertbenchError("no shards to merge", where="merge")
+    first = shards[0]
+    for shard in shards:
+        _check_alike(shard, {**first.identity, **(expected or {})}, first)
+    width = int(first.identity["num_classes"]) + 1
+    place = {int(item): row for row, item in enumerate(item_index)}
+    covered: dict[tuple[int, int], list[tuple[int, int, str]]] = {}
+    parts: list[dict[str, np.ndarray]] = []
+    for shard in shards:
+        rows = {name: shard.rows.column(name).to_numpy() for name in STATS_COLUMNS}
+        items = shard.rows.column("item_index").to_numpy()
+        unknown = [int(item) for item in np.unique(items) if int(item) not in place]
+        if unknown:
+            raise CertbenchError(f"item {unknown[0]} was not planned", where=str(shard.path))
+        if np.any(rows["count"] < 0):
+            raise CertbenchError("holds negative counts", where=str(shard.path))
+        if np.any((rows["class"] < 0) | (rows["class"] >= width)):
+            raise CertbenchError(f"holds classes beyond {width - 1}", where=str(shard.path))
+        spot = np.array([place[int(item)] for item in items], np.int64)
+        parts.append({**rows, "slot": spot})
+        _check_sums(shard, spot, rows, item_index, covered)
+    made = stacked(parts)
+    return Tally(width, made.pop("slot"), made, covered, dict(first.identity))
+
+
+def _check_alike(shard: Shard, wanted: Mapping[str, Any], first: Shard) -> None:
+    for key in sorted({*wanted, *shard.identity}):
+        ours, theirs = wanted.get(key), shard.identity.get(key)
+        if ours != theirs:
+            source = first.path if first.identity.get(key) == ours else "the configuration"
+            raise CertbenchError(
+                f"{key} is {theirs!r}, but {ours!r} in {source}",
+                where=str(shard.path),
+                remedy="unlike shards are never merged: delete the shard that is out of date",
+            )
+
+
+def _check_sums(
+    shard: Shard,
+    spot: np.ndarray,
+    rows: Mapping[str, np.ndarray],
+    item_index: np.ndarray,
+    covered: dict[tuple[int, int], list[tuple[int, int, str]]],
+) -> None:
+    """Counts of every item, stream and range must sum to the range; note what is covered."""
+    keys = np.stack([spot, rows["stream"], rows["sample_start"], rows["sample_stop"]], 1)
+    cells, which = np.unique(keys.astype(np.int64), axis=0, return_inverse=True)
+    sums = np.zeros(len(cells), np.int64)
+    np.add.at(sums, which.reshape(-1), rows["count"])
+    for (place, stream, start, stop), total in zip(cells.tolist(), sums.tolist(), strict=True):
+        if total != stop - start:
+            raise CertbenchError(
+                f"counts of item {int(item_index[place])} sum to {total}, "
+                f"not to the {stop - start} samples of the shard",
+                where=str(shard.path),
+                remedy="delete it and run again",
+            )
+        covered.setdefault((place, stream), []).append((start, stop, str(shard.path)))
+
+
+def merge(
+    shards: Sequence[Shard],
+    item_index: np.ndarray,
+    n: int,
+    n0: int,
+    expected: Mapping[str, Any] | None = None,
+) -> Votes:
     """Add up the counts of shards, after checking that they belong together.
 
     Args:
@@ -120,100 +288,59 @@ def merge(shards: Sequence[Shard], item_index: np.ndarray, n: int, n0: int) -> V
         item_index: uint32 [M], the planned items.
         n: Planned estimation samples per item.
         n0: Planned selection samples per item.
+        expected: What the configuration says of the shards' identity.
 
     Raises:
         CertbenchError: Shards of unlike identity; a range twice, missing or overlapping; counts
             that do not sum to their range; items that were not planned, or are missing. The
             message names the file.
     """
-    if not shards:
-        raise CertbenchError("no shards to merge", where="merge")
-    first = shards[0]
-    for shard in shards[1:]:
-        for key in sorted({*first.identity, *shard.identity}):
-            ours, theirs = first.identity.get(key), shard.identity.get(key)
-            if ours != theirs:
+    found = tally(shards, item_index, expected)
+    folder = str(shards[0].path.parent)
+    for stream, wanted in ((noises.SELECTION, n0), (noises.ESTIMATION, n)):
+        for spot in range(len(item_index)):
+            item = int(item_index[spot])
+            reached = check_cover(found.covered.get((spot, stream), []), item, stream)
+            if reached != wanted:
                 raise CertbenchError(
-                    f"{key} is {theirs!r}, but {ours!r} in {first.path}",
-                    where=str(shard.path),
-                    remedy="unlike shards are never merged: delete the shard that is out of date",
+                    f"samples [{reached}, {wanted}) of item {item} (stream {stream}) are missing"
+                    if reached < wanted
+                    else f"samples of item {item} (stream {stream}) reach to {reached}, "
+                    f"planned are {wanted}",
+                    where=folder,
+                    remedy="run the workflow again, so that every planned shard exists",
                 )
-    width = int(first.identity["num_classes"]) + 1
-    place = {int(item): row for row, item in enumerate(item_index)}
-    planned = {noises.SELECTION: n0, noises.ESTIMATION: n}
-    totals = {stream: np.zeros((len(place), width), np.int64) for stream in planned}
-    covered: dict[tuple[int, int], list[tuple[int, int, str]]] = {}
-    for shard in shards:
-        rows = {name: shard.rows.column(name).to_numpy() for name in STATS_COLUMNS}
-        items = shard.rows.column("item_index").to_numpy()
-        unknown = [int(item) for item in np.unique(items) if int(item) not in place]
-        if unknown:
-            raise CertbenchError(f"item {unknown[0]} was not planned", where=str(shard.path))
-        if len(rows["count"]) and (rows["count"] < 0).any():
-            raise CertbenchError("holds negative counts", where=str(shard.path))
-        sums: dict[tuple[int, int, int, int], int] = {}
-        spots = np.array([place[int(item)] for item in items], np.int64)
-        keys = zip(
-            spots.tolist(),
-            rows["stream"].tolist(),
-            rows["sample_start"].tolist(),
-            rows["sample_stop"].tolist(),
-            rows["count"].tolist(),
-            strict=True,
-        )
-        for spot, stream, start, stop, count in keys:
-            cell = (spot, stream, start, stop)
-            sums[cell] = sums.get(cell, 0) + count
-        for (spot, stream, start, stop), total in sums.items():
-            if total != stop - start:
-                raise CertbenchError(
-                    f"counts of item {int(item_index[spot])} sum to {total}, "
-                    f"not to the {stop - start} samples of the shard",
-                    where=str(shard.path),
-                    remedy="delete it and run again",
-                )
-            covered.setdefault((spot, stream), []).append((start, stop, str(shard.path)))
-        for stream, table in totals.items():
-            chosen = rows["stream"] == stream
-            np.add.at(table, (spots[chosen], rows["class"][chosen]), rows["count"][chosen])
-    for stream, wanted in planned.items():
-        for spot in range(len(place)):
-            _check_cover(covered.get((spot, stream), []), wanted, int(item_index[spot]), stream)
+    stream = found.rows["stream"]
     return Votes(
         np.asarray(item_index),
-        totals[noises.SELECTION],
-        totals[noises.ESTIMATION],
-        dict(first.identity),
+        found.table(stream == noises.SELECTION, len(item_index)),
+        found.table(stream == noises.ESTIMATION, len(item_index)),
+        found.identity,
     )
 
 
-def _check_cover(ranges: list[tuple[int, int, str]], wanted: int, item: int, stream: int) -> None:
-    """Ranges must tile [0, wanted) exactly."""
+def check_cover(ranges: Sequence[tuple[int, int, str]], item: int, stream: int) -> int:
+    """Where the gapless run of samples from 0 ends.
+
+    Raises:
+        CertbenchError: Samples are there twice; names both files.
+    """
     reached, before = 0, ""
+    known: set[tuple[int, int]] = set()
     for start, stop, path in sorted(ranges):
         if start < reached:
-            word = (
-                "twice"
-                if (start, stop) in {(a, b) for a, b, p in ranges if p != path}
-                else ("overlapping")
-            )
+            how = "there twice" if (start, stop) in known else "overlapping"
             raise CertbenchError(
-                f"samples [{start}, {stop}) of item {item} (stream {stream}) are there {word}, "
+                f"samples [{start}, {stop}) of item {item} (stream {stream}) are {how}, "
                 f"also in {before}",
                 where=path,
                 remedy="counting votes twice fakes the sample size: remove one of the shards",
             )
         if start > reached:
             break
+        known.add((start, stop))
         reached, before = stop, path
-    if reached != wanted:
-        raise CertbenchError(
-            f"samples [{reached}, {wanted}) of item {item} (stream {stream}) are missing"
-            if reached < wanted
-            else f"samples of item {item} (stream {stream}) reach to {reached}, planned {wanted}",
-            where="merge",
-            remedy="run the workflow again, so that every planned shard exists",
-        )
+    return reached
 
 
 class Judge:
@@ -226,6 +353,7 @@ class Judge:
         n: Samples per prediction.
         alpha: Level of PREDICT.
         stream: Noise stream; :data:`certbench.certify.noise.AUDIT` for a second opinion.
+        network: The function that votes (default: the surface's model, made fast).
     """
 
     needs_items = True
@@ -234,21 +362,22 @@ class Judge:
         self,
         work: SurfaceWork,
         sigma: float,
-        noise: smoothing.Noise,
+        noise: sampling.Noise,
         n: int,
         alpha: float,
         stream: int = noises.PREDICTION,
+        network: Any = None,
     ):
         self.work, self.sigma, self.noise, self.n, self.alpha = work, sigma, noise, n, alpha
         self.stream = stream
         self.passes = n
-        self.network, _ = smoothing.for_inference(work.network)
+        self.network = sampling.for_inference(work.network)[0] if network is None else network
 
     def __call__(self, x: torch.Tensor, items: np.ndarray) -> torch.Tensor:
         """Labels of the points ``x`` of the items."""
         import torch
 
-        counts = smoothing.count_votes(
+        counts = sampling.count_votes(
             self.network,
             x.detach().clamp(0, 1),
             np.asarray(items, np.int64),

@@ -1,0 +1,339 @@
+"""Votes of a classifier on noisy copies of many images: the only place where smoothing runs a model.
+
+Batches are lists of (image, sample) pairs, so several images share one and none needs a batch of
+its own. Votes are added up where the model is; nothing is read back before the end, except to keep
+progress. Noise belongs to the pair (:mod:`certbench.certify.noise`), so counts depend neither on
+batches nor on shards, their order, or a restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from certbench.certify import noise as noises
+from certbench.errors import CertbenchError, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+
+# In exact numerics every forward pass has this many images (the last is padded), whatever the
+# configured batch size: the arithmetic of a sample never depends on its company.
+EXACT_BATCH = 128
+
+KINDS = ("gaussian", "uniform", "lattice")
+
+#: ``(slot, image_ids, samples, out)``: write the network's input of each pair into ``out``; all
+#: int64 [B], ``slot`` the image's position, ``out`` float32 [B, C, H, W] in channels-last layout.
+Perturb: TypeAlias = "Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]"
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Where the noise comes from.
+
+    Attributes:
+        seed: 64-bit seed, see :func:`certbench.certify.noise.seed64`.
+        backend: One of :data:`certbench.certify.noise.BACKENDS`.
+        kind: ``gaussian``; ``uniform`` on [-sigma, sigma] (l1 certificates); ``lattice``, Gaussian
+            noise rounded to 1/255, drawn exactly (:mod:`certbench.certify.lattice`).
+    """
+
+    seed: int = 0
+    backend: str = "auto"
+    kind: str = "gaussian"
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown kind."""
+        if self.kind not in KINDS:
+            raise CertbenchError(
+                f"unknown kind of noise '{self.kind}'",
+                where="noise",
+                remedy=did_you_mean(self.kind, KINDS),
+            )
+
+    @property
+    def scheme(self) -> str:
+        """Name of the map from counters to noise: part of a shard's identity."""
+        if self.kind == "lattice":
+            from certbench.certify import lattice
+
+            return lattice.SCHEME
+        return noises.SCHEME
+
+    def resolved_backend(self, device: Any) -> str:
+        """The generator that makes this noise on a device: part of a shard's identity."""
+        # Lattice noise is integer arithmetic: there is one generator, the same on all devices.
+        return "integer" if self.kind == "lattice" else noises.resolve_backend(device, self.backend)
+
+
+def require_eval(model: Any) -> None:
+    """Refuse a module in train mode: batch statistics would couple the samples.
+
+    Raises:
+        CertbenchError: Some submodule is in train mode.
+    """
+    modules = getattr(model, "modules", None)
+    if modules is not None and any(module.training for module in modules()):
+        raise CertbenchError(
+            "the model is in train mode: its samples would not be independent",
+            where="model",
+            remedy="call model.eval() first",
+        )
+
+
+def for_inference(model: Any, compiled: bool = False) -> tuple[Any, str]:
+    """The function whose votes are counted: the model, made fast, and the name of what was done.
+
+    A :class:`certbench.models.network.Network` gets its batch normalisation and input scale folded
+    into its convolutions and a channels-last layout. A certificate holds for the function as it is
+    evaluated, so the name is part of a shard's identity.
+
+    Args:
+        model: The model, in eval mode.
+        compiled: Compile it for the one batch shape that is used (``torch.compile`` with frozen
+            weights); needs a C++ compiler on a CPU, Triton on a GPU.
+    """
+    import torch
+
+    from certbench.models.network import Network, folded
+
+    layout = "as-given"
+    if isinstance(model, Network):
+        model, layout = folded(model).to(memory_format=torch.channels_last), "folded-channels-last"
+    if not compiled:
+        return model, layout
+    return torch.compile(model, dynamic=False, options={"freezing": True}), f"{layout}-compiled"
+
+
+def check_range(images: torch.Tensor) -> None:
+    """Refuse images outside [0, 1]: sigma and radii are in these units.
+
+    Raises:
+        CertbenchError: Says the range found.
+    """
+    if not images.numel():
+        return
+    low, high = float(images.min()), float(images.max())
+    if not (low >= 0.0 and high <= 1.0):
+        raise CertbenchError(
+            f"values lie in [{low:.4g}, {high:.4g}], not in [0, 1]",
+            where="images",
+            remedy="give pixels / 255 before normalisation (the model owns its normalisation)",
+        )
+
+
+def additive(
+    noise: Noise, sigma: float, stream: int, images: torch.Tensor, device: Any, size: int
+) -> Perturb:
+    """Noise of one kind, added to images; see :data:`Perturb`.
+
+    Args:
+        noise: Seed, backend, kind.
+        sigma: Standard deviation, or half width of uniform noise.
+        stream: Stream constant of :mod:`certbench.certify.noise`.
+        images: float32 [M, C, H, W] in [0, 1].
+        device: Where the noise is made and added.
+        size: Pairs in a batch.
+
+    Raises:
+        CertbenchError: Lattice noise on images that are not multiples of 1/255.
+    """
+    import torch
+
+    if noise.kind == "lattice":
+        from certbench.certify import lattice
+
+        return lattice.perturbation(noise.seed, sigma, stream, images, device)
+    on_device = images.to(device)
+    shape = tuple(images.shape[1:])
+    backend = noise.resolved_backend(device)
+    make = noises.noise_batch if noise.kind == "gaussian" else noises.uniform_batch
+    # The noise is made in C x H x W order; adding it also changes the layout.
+    drawn = torch.empty((size, *shape), dtype=torch.float32, device=device)
+
+    def perturb(slot, image_ids, samples, out):
+        make(
+            noise.seed,
+            stream,
+            image_ids,
+            samples,
+            shape,
+            sigma,
+            device,
+            backend=backend,
+            out=drawn,
+        )
+        torch.add(drawn, on_device[slot], out=out)
+
+    return perturb
+
+
+def batches(
+    images: torch.Tensor,
+    item_index: np.ndarray,
+    start: int,
+    stop: int,
+    perturb: Perturb,
+    size: int,
+    device: Any,
+    done: int = 0,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int]]:
+    """Network inputs of samples [start, stop) of all images, in batches of one shape.
+
+    The last batch is padded with its last pair.
+
+    Args:
+        images: float32 [M, C, H, W].
+        item_index: int [M], keys of the images' noise.
+        start: First sample.
+        stop: End of the samples.
+        perturb: Writes the inputs.
+        size: Pairs in a batch.
+        device: Torch device.
+        done: Pairs to skip.
+
+    Yields:
+        ``slot`` and ``sample`` (int64 [size]), ``real`` (bool [size], False for padding), the
+        inputs (overwritten by the next batch), and the number of real pairs.
+    """
+    import torch
+
+    samples = stop - start
+    total = len(images) * samples
+    keys = torch.as_tensor(np.asarray(item_index, np.int64)).to(device)
+    # Convolutions read channels-last twice as fast.
+    batch = torch.empty(
+        (size, *images.shape[1:]),
+        dtype=torch.float32,
+        device=device,
+        memory_format=torch.channels_last,
+    )
+    while done < total:
+        pair = torch.arange(done, done + size, device=device)
+        real = pair < total
+        pair = pair.clamp_max(total - 1)
+        slot, sample = pair // samples, pair % samples + start
+        perturb(slot, keys[slot], sample, batch)
+        step = min(size, total - done)
+        yield slot, sample, real, batch, step
+        done += step
+
+
+def batch_shape(numerics: str, batch_size: int, total: int) -> int:
+    """Pairs in a batch: one number in exact numerics, else at most ``batch_size``."""
+    return EXACT_BATCH if numerics == "exact" else min(batch_size, max(total, 1))
+
+
+def count_votes(
+    model: Callable[[torch.Tensor], torch.Tensor],
+    images: torch.Tensor,
+    item_index: np.ndarray,
+    stream: int,
+    start: int,
+    stop: int,
+    *,
+    sigma: float,
+    num_classes: int,
+    noise: Noise,
+    batch_size: int,
+    numerics: str,
+    device: Any,
+    progress: Any = None,
+    label: str = "votes",
+    tick: Callable[[int], None] | None = None,
+    perturb: Perturb | None = None,
+) -> np.ndarray:
+    """Votes of the model over noisy copies of many images, in full batches.
+
+    Args:
+        model: float32 [B, C, H, W] -> logits [B, K].
+        images: float32 [M, C, H, W] in [0, 1].
+        item_index: int [M], keys of the images' noise.
+        stream: Stream constant of :mod:`certbench.certify.noise`.
+        start: First sample.
+        stop: End of the samples.
+        sigma: Noise level (half width for uniform noise).
+        num_classes: K.
+        noise: Seed, backend, kind.
+        batch_size: Pairs per forward pass, where numerics are not exact.
+        numerics: ``exact`` or ``fast``.
+        device: Torch device.
+        progress: A :class:`certbench.results.progress.Progress`, or None. A SIGTERM loses nothing;
+            a SIGKILL loses what was done since the last write.
+        label: Key of this call's state in the progress file.
+        tick: Called with the number of pairs done since the last call.
+        perturb: Makes the inputs instead of ``noise`` (ablation, shifts).
+
+    Returns:
+        int64 [M, K + 1]: counts per class; class K counts votes with NaN or infinite logits. Each
+        row sums to stop - start.
+
+    Raises:
+        CertbenchError: Images outside [0, 1], or logits of another width.
+    """
+    import torch
+
+    check_range(images)
+    count, samples = len(images), stop - start
+    total = count * samples
+    size = batch_shape(numerics, batch_size, total)
+    votes = torch.zeros((count + 1) * (num_classes + 1), dtype=torch.int64, device=device)
+    done = 0
+    state = (progress.load() if progress is not None else None) or {}
+    if f"{label}.votes" in state:
+        votes = torch.from_numpy(np.array(state[f"{label}.votes"], np.int64)).to(device)
+        done = int(state[f"{label}.done"])
+        if tick is not None:
+            tick(done)
+    if total and perturb is None:
+        perturb = additive(noise, sigma, stream, images, device, size)
+    classes = torch.arange(num_classes, device=device)
+    ones = torch.ones(size, dtype=torch.int64, device=device)
+    before, resumed_at = votes.sum(), done
+
+    def save(force: bool) -> None:
+        # Every batch adds `size` votes, padding included, so the votes themselves tell how many
+        # batches they hold, even where a signal struck between a batch and its bookkeeping.
+        counted = votes.clone()
+        held = int(counted.sum() - before) // size
+        reached = min(resumed_at + held * size, total)
+        state.update({f"{label}.votes": counted.cpu().numpy(), f"{label}.done": reached})
+        progress.save(state, force=force)
+
+    try:
+        with torch.inference_mode():
+            made = batches(images, item_index, start, stop, perturb, size, device, done)  # type: ignore[arg-type]
+            for slot, _, real, batch, step in made:
+                logits = model(batch).float()
+                if logits.ndim != 2 or logits.shape[1] != num_classes:
+                    raise CertbenchError(
+                        f"the model returns {tuple(logits.shape)}, not [N, {num_classes}]",
+                        where="model",
+                        remedy="use a model for this number of classes",
+                    )
+                top = logits.amax(1, keepdim=True)
+                # The lowest index among equal maxima: argmax does not promise it on every device.
+                vote = torch.where(logits == top, classes, num_classes).amin(1)
+                vote = torch.where(torch.isfinite(logits).all(1), vote, num_classes)
+                slot = torch.where(real, slot, count)
+                votes.index_add_(0, slot * (num_classes + 1) + vote, ones)
+                done += step
+                if tick is not None:
+                    tick(step)
+                if progress is not None and progress.due and done < total:
+                    save(force=True)
+    except BaseException as error:
+        # A signal (SIGTERM, Ctrl-C), not a fault of the computation: what is counted stays.
+        if progress is not None and not isinstance(error, Exception):
+            save(force=True)
+        raise
+    if progress is not None and done > resumed_at:
+        save(force=True)
+    table = votes.view(count + 1, num_classes + 1)[:count].cpu().numpy()
+    if not (table.sum(1) == samples).all():
+        raise AssertionError("votes do not sum to the number of samples")
+    return table
