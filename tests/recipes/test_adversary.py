@@ -77,6 +77,16 @@ def test_pgd_on_a_linear_classifier_goes_straight_to_the_edge_of_the_ball(linear
     assert torch.allclose((moved - images).flatten(1), wanted, atol=1e-5)
 
 
+def test_a_step_of_pgd_has_twice_the_length_of_epsilon_over_steps(linear, generator):
+    network, images, labels, noise = linear
+    shown = []
+    network.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0].detach()))
+    pgd(network, images, labels, noise, 0.2, 5, generator)
+    lengths = [(points - shown[0]).flatten(1).norm(dim=1) for points in shown]
+    for length, wanted in zip(lengths, (0, 0.08, 0.16, 0.2, 0.2), strict=True):
+        assert torch.allclose(length, torch.full((24,), float(wanted)), atol=1e-5)
+
+
 def test_pgd_stays_in_the_ball_and_in_the_range(linear, generator):
     network, images, labels, noise = linear
     images = images.round()  # corners of the cube

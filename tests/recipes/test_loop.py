@@ -99,8 +99,25 @@ def test_bfloat16_trains_too_and_differently(context):
 # ---- seeds, kills
 
 
-def test_the_seed_decides_the_result(context):
-    made = [context(gaussian.Params(sigma=0.2, **FAST), seed=seed) for seed in (1, 1, 2)]
+class Dropping(nn.Module):
+    """Draws from torch's global generator."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(192, 3)
+
+    def forward(self, x):
+        return self.fc(nn.functional.dropout(x.flatten(1), 0.5, self.training))
+
+
+@pytest.mark.parametrize("net", [None, Dropping], ids=["plain", "dropout"])
+def test_the_seed_decides_the_result(context, net):
+    def started():
+        torch.manual_seed(0)
+        return net() if net else None
+
+    params = gaussian.Params(sigma=0.2, **FAST)
+    made = [context(params, seed=seed, net=started()) for seed in (1, 1, 2)]
     for one in made:
         torch.rand(1)  # the global generator must not matter
         gaussian.train(one)
@@ -115,17 +132,6 @@ def test_the_global_generator_is_left_alone(context):
     torch.manual_seed(5)
     gaussian.train(made)
     assert torch.equal(torch.rand(3), wanted)
-
-
-class Dropping(nn.Module):
-    """Draws from torch's global generator."""
-
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Linear(192, 3)
-
-    def forward(self, x):
-        return self.fc(nn.functional.dropout(x.flatten(1), 0.5, self.training))
 
 
 @pytest.mark.parametrize("stop_after", [1, 2])
@@ -289,3 +295,6 @@ def test_freezing_is_undone_even_after_an_error(tiny_network):
     assert net.training and all(m.training for m in net.modules())
     flags = {name: p.requires_grad for name, p in net.named_parameters()}
     assert flags.pop("net.fc.weight") is False and all(flags.values())
+    with frozen(net.eval()):
+        pass
+    assert not net.training
