@@ -218,6 +218,7 @@ AccountingStorageHost=127.0.0.1
 AccountingStoragePort={PORTS["slurmdbd"]}
 AccountingStorageTRES=gres/gpu,gres/gpu:a100
 AccountingStorageEnforce=associations
+AccountingStoreFlags=job_comment
 GresTypes=gpu
 SlurmdParameters=config_overrides
 {nodes}
