@@ -229,7 +229,10 @@ def test_a_defence_says_which_split_an_attack_is_fitted_on(tiny):
             lambda c: c["variants"]["dark"].update(corruption="frog"),
             ["unknown value 'frog'", "did you mean 'fog'?"],
         ),
-        (lambda c: c["attacks"]["pgd"].update(epsilon=8), ["config: attacks.pgd", "8"]),
+        (
+            lambda c: c["attacks"]["pgd"].update(norm="linf", epsilon=8),
+            ["config: attacks.pgd", "255"],
+        ),
         (
             lambda c: c["experiments"][0].update(exclude=[{"model": "plane"}]),
             ["config: experiments[0].exclude[0].model", "did you mean 'plain'?"],
@@ -271,3 +274,35 @@ def test_a_target_that_is_not_planned_is_refused_with_the_nearest(tiny):
 
     with pytest.raises(CertbenchError, match="did you mean 'clean'"):
         made.job("table", Wildcards)
+
+
+def test_a_list_of_epsilons_is_one_attack_for_each(tiny):
+    tiny["attacks"]["pgd"]["epsilon"] = [0.25, 0.5]
+    made = plan.make(tiny)
+    attacked = {key[1][4] for key in made.jobs if key[0] == "attack"}
+    assert attacked == {"pgd-epsilon-0p25", "pgd-epsilon-0p5"}
+    tiny["experiments"][0]["exclude"] = [{"attack": "pgd", "defense": "smoothing"}]
+    made = plan.make(tiny)
+    assert {key[1][3] for key in made.jobs if key[0] == "attack"} == {"none"}
+
+
+def test_an_adversarial_variant_waits_for_its_attack(tiny):
+    tiny["variants"]["adv"] = {"type": "adversarial", "model": "plain", "attack": "pgd"}
+    tiny["experiments"][1].update(variants=["adv"], defenses=["none", "smoothing"])
+    made = plan.make(tiny)
+    (predict,) = [
+        job for (rule, key), job in made.jobs.items() if rule == "predict" and "adv-" in key[1]
+    ]
+    folder = "results/attacks/digits-test-squash32/clean/plain/none/pgd"
+    assert predict.inputs["variant_images"] == [f"{folder}/i0000000-0000020.npz"]
+    outputs = {path for job in made.jobs.values() for path in job.outputs.values()}
+    assert set(predict.inputs["variant_images"]) <= outputs
+
+
+def test_an_adversarial_step_comes_first(tiny):
+    tiny["variants"]["adv"] = [
+        tiny["variants"]["dark"],
+        {"type": "adversarial", "model": "plain", "attack": "pgd"},
+    ]
+    tiny["experiments"][1]["variants"] = ["adv"]
+    assert "make the adversarial step the first" in refusal(tiny)

@@ -96,7 +96,13 @@ def build(cls: type, values: Mapping[str, Any] | None, where: str) -> Any:
                 )
             continue
         made[name] = _convert(values[name], hints[name], field, spot)
-    return cls(**made)
+    try:
+        return cls(**made)
+    except CertbenchError as error:
+        # Checks across fields (``__post_init__``) know the field, not where it was written.
+        inner = error.where if (error.where or "").startswith(where) else None
+        spot = inner or (f"{where}.{error.where}" if error.where else where)
+        raise CertbenchError(error.problem, where=spot, remedy=error.remedy) from None
 
 
 def as_dict(params: Any) -> dict[str, Any]:
@@ -164,7 +170,7 @@ def _type_name(hint: Any) -> str:
 
 
 def _convert(value: Any, hint: Any, field: dataclasses.Field, where: str) -> Any:
-    """Check the type of ``value``, coerce harmlessly (int to float, list to tuple), check ranges."""
+    """Check type and range of ``value``; coerce harmlessly (int to float, list to tuple)."""
     wanted = describe(field, hint)
 
     def refuse(problem: str) -> CertbenchError:

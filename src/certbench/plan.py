@@ -72,6 +72,7 @@ class PluginUse:
     name: str
     module: Any
     params: Any
+    definition: str = ""
 
     def block(self) -> dict[str, Any]:
         """What a job needs to know of it."""
@@ -240,6 +241,7 @@ class _Planner:
         self.plan = Plan(config)
         self._uses: dict[tuple[str, str], PluginUse] = {}
         self._defenses: dict[str, Defense] = {}
+        self._attack_uses: dict[str, list[PluginUse]] = {}
         self._variants: dict[str, list[Variant]] = {CLEAN: [Variant(CLEAN, CLEAN, ())]}
         self.runtime = {
             "seed": config["seed"],
@@ -318,22 +320,40 @@ class _Planner:
         if name not in self._variants:
             entry = self._definition("variants", name, where)
             steps = entry if isinstance(entry, list) else [entry]
-            choices = [self._sweep(step, f"variants.{name}") for step in steps]
+            choices = [self._sweep(step, f"variants.{name}", "variant") for step in steps]
             self._variants[name] = [
                 Variant(_variant_id(combo), name, combo) for combo in itertools.product(*choices)
             ]
         return self._variants[name]
 
-    def _sweep(self, entry: Mapping[str, Any], spot: str) -> list[PluginUse]:
-        """A step with lists for scalar parameters is one step per combination."""
-        module = plugins.load("variant", entry["type"], self.extra, where=f"config: {spot}.type")
+    def _attacks(self, name: str, where: str) -> list[PluginUse]:
+        """An attack, or one for each combination of the lists given for scalar parameters."""
+        if name not in self._attack_uses:
+            entry = self._definition("attacks", name, where)
+            made = self._sweep(entry, f"attacks.{name}", "attack")
+            lists = [key for key in entry if len(made) > 1 and isinstance(entry[key], list)]
+            self._attack_uses[name] = [
+                dataclasses.replace(
+                    use, id="-".join([name, *self._swept_values(use, lists)]), definition=name
+                )
+                for use in made
+            ]
+        return self._attack_uses[name]
+
+    @staticmethod
+    def _swept_values(use: PluginUse, lists: list[str]) -> list[str]:
+        return [f"{key}-{_in_id(getattr(use.params, key))}" for key in lists]
+
+    def _sweep(self, entry: Mapping[str, Any], spot: str, kind: str) -> list[PluginUse]:
+        """A definition with lists for scalar parameters is one plug-in per combination."""
+        module = plugins.load(kind, entry["type"], self.extra, where=f"config: {spot}.type")
         swept = {
             key: value
             for key, value in entry.items()
             if isinstance(value, list) and parameters.sweepable(module.Params, key)
         }
         return [
-            self._plugin(spot, "variant", {**entry, **dict(zip(swept, combination, strict=True))})
+            self._plugin(spot, kind, {**entry, **dict(zip(swept, combination, strict=True))})
             for combination in itertools.product(*swept.values())
         ]
 
@@ -492,8 +512,9 @@ class _Planner:
             for i, d in enumerate(entry["defenses"])
         ]
         attacks = [
-            self._use("attacks", "attack", a, f"{where}.attacks[{i}]")
+            attack
             for i, a in enumerate(entry["attacks"])
+            for attack in self._attacks(a, f"{where}.attacks[{i}]")
         ]
         for i, dataset_entry in enumerate(entry["datasets"]):
             selection = self._selection(dataset_entry, f"{where}.datasets[{i}]")
@@ -515,6 +536,7 @@ class _Planner:
                         "variant": variant,
                         "defense": defense.id if defense else BARE,
                         "attack": attack.id,
+                        "attack_definition": attack.definition,
                     }
                     if not _excluded(entry, at):
                         jobs["attack"] += self._attack(
@@ -533,14 +555,41 @@ class _Planner:
             **self.runtime,
         }
 
-    def _files(self, selection: Selection, model: PlannedJob) -> dict[str, str]:
+    def _files(
+        self, selection: Selection, model: PlannedJob, variant: Variant | None = None
+    ) -> dict[str, Any]:
+        """Input files of a job that shows a model the items of a selection."""
         prepared = self._prepare(selection.dataset, selection.split)
-        return {
+        files: dict[str, Any] = {
             "index": prepared.outputs["index"],
             "dataset_card": prepared.outputs["card"],
             "weights": model.outputs["weights"],
             "model_card": model.outputs["card"],
         }
+        for position, step in enumerate(variant.steps if variant else ()):
+            if getattr(step.module, "reads_attack", False):
+                assert variant is not None
+                where = f"config: variants.{variant.definition}"
+                if position:
+                    raise CertbenchError(
+                        "adversarial images take the place of the clean ones",
+                        where=where,
+                        remedy="make the adversarial step the first",
+                    )
+                files["variant_images"] = self._attack_images(selection, step.params, where)
+        return files
+
+    def _attack_images(self, selection: Selection, source: Any, where: str) -> list[str]:
+        """The image files of the attack that an adversarial step names (planned if need be)."""
+        model = self._model(source.model, f"{where}.model")
+        defense = (
+            None if source.defense == BARE else self._defense(source.defense, f"{where}.defense")
+        )
+        (attack,) = self._attacks(source.attack, f"{where}.attack")
+        jobs: dict[str, list[PlannedJob]] = {"fit": []}
+        clean = self._variants[CLEAN][0]
+        shards = self._attack(selection, clean, model, defense, attack, jobs, where)
+        return [shard.outputs["images"] for shard in shards]
 
     def _item_ranges(self, selection: Selection) -> list[tuple[int, int]]:
         return paths.ranges(selection.size, self.config["shards"]["items"])
@@ -550,7 +599,7 @@ class _Planner:
             self._add(
                 "predict",
                 (selection.id, variant.variant_id, model.key[0], paths.item_range(*items)),
-                self._files(selection, model),
+                self._files(selection, model, variant),
                 {**self._common(selection, variant, model), "items": list(items)},
             )
             for items in self._item_ranges(selection)
@@ -598,7 +647,9 @@ class _Planner:
                         "noise_backend": self.config["noise_backend"],
                     }
                     shards.append(
-                        self._add("collect", shard_key, self._files(selection, model), work)
+                        self._add(
+                            "collect", shard_key, self._files(selection, model, variant), work
+                        )
                     )
         if not kept:
             return
@@ -631,7 +682,7 @@ class _Planner:
             "defense": defense.attack_block() if defense else {"id": BARE},
             "attack": {"id": attack.id, **attack.block()},
         }
-        files: dict[str, Any] = self._files(selection, model)
+        files = self._files(selection, model, variant)
         if hasattr(attack.module, "fit"):
             key = (selection.id, model.key[0], defense_id, attack.id)
             fit_work = {k: v for k, v in work.items() if k != "variant"}
@@ -747,7 +798,9 @@ class _Planner:
                     job.key[0],
                     {"dataset": job.work["dataset"], "index": job.inputs["index"], "variants": {}},
                 )
-                one["variants"][job.key[1]] = job.work["variant"]
+                # Adversarial images belong to an attack's files, not to a gallery of data.
+                if "variant_images" not in job.inputs:
+                    one["variants"][job.key[1]] = job.work["variant"]
         return [{**one, "variants": list(one["variants"].values())} for one in found.values()]
 
     def _report(self) -> None:
@@ -787,6 +840,12 @@ class _Planner:
         self._add("report", (), inputs, work)
 
 
+def _in_id(value: Any) -> str:
+    """A value as part of an id: lower case, no dots."""
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return "".join(c if c.isalnum() or c in "-_" else "p" for c in text.lower())
+
+
 def _unique(jobs: list[PlannedJob]) -> list[PlannedJob]:
     return list({(job.rule, job.key): job for job in jobs}.values())
 
@@ -807,6 +866,8 @@ def _excluded(entry: Mapping[str, Any], at: Mapping[str, Any]) -> bool:
             return False
         if key == "variant":
             return wanted in (at["variant"].definition, at["variant"].variant_id)
+        if key == "attack":
+            return at[key] == wanted or at.get("attack_definition") == wanted
         return at[key] == wanted
 
     return any(all(matches(k, v) for k, v in rule.items()) for rule in entry["exclude"])

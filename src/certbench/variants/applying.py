@@ -7,6 +7,7 @@ attacks of a variant see the same pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +38,8 @@ def apply_steps(
     seed: int,
     dataset: str,
     load: Callable[[str, str], Any],
+    item_index: np.ndarray | None = None,
+    files: Sequence[Path] = (),
 ) -> np.ndarray:
     """Apply variant steps in order.
 
@@ -47,6 +50,8 @@ def apply_steps(
         seed: Run seed.
         dataset: Id of the dataset.
         load: ``(kind, name) -> plug-in module``.
+        item_index: uint32 [N], for steps that read an attack's images.
+        files: The image files of that attack.
 
     Returns:
         uint8 or float32 [N, H, W, 3]. A step that needs uint8 gets float images rounded to levels.
@@ -59,7 +64,10 @@ def apply_steps(
         params = build(module.Params, step["params"], f"variant step {step['name']}")
         if getattr(module, "needs_uint8", False) and images.dtype != np.uint8:
             images = np.rint(images * 255.0).clip(0, 255).astype(np.uint8)
-        made = module.apply(params, images, item_ids, seed, dataset)
+        extra = {}
+        if getattr(module, "reads_attack", False):
+            extra = {"item_index": item_index, "files": files}
+        made = module.apply(params, images, item_ids, seed, dataset, **extra)
         if made.shape != images.shape:
             raise CertbenchError(
                 f"changed the shape from {images.shape} to {made.shape}",
@@ -100,6 +108,8 @@ def load_batch(job: Job, items: Items, start: int, stop: int) -> tuple[Batch, to
         int(job.work["seed"]),
         job.work["dataset"]["id"],
         job.plugin,
+        batch.item_index,
+        job.inputs.get("variant_images", ()),
     )
     return dataclasses.replace(batch, images=images), to_tensor(images)
 
