@@ -216,8 +216,8 @@ def test_what_is_no_such_image_is_refused(image, message):
         corrupt(image, "contrast", 1, "imagenet", seed=0)
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32])
-def test_a_seed_of_more_than_32_bits_is_refused(seed):
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.0, True, None])
+def test_a_seed_that_is_no_32_bit_integer_is_refused(seed):
     with pytest.raises(CertbenchError, match="2\\*\\*32"):
         corrupt(GOOD, "contrast", 1, "imagenet", seed=seed)
 

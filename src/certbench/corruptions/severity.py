@@ -41,7 +41,8 @@ EXTRA_4 = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 NAMES = (*BENCHMARK_15, *EXTRA_4, "elastic_transform_imagenet_c")
 """All types. ``elastic_transform_imagenet_c`` is the recipe of the published ImageNet-C files
 (affine and elastic); ``elastic_transform`` under the table ``imagenet`` is that of the package
-imagecorruptions (elastic only). One mean corruption error uses one of the two."""
+imagecorruptions (elastic only). One mean corruption error uses one of the two. Under the other
+tables, for which the package has no recipe, both names mean the published one."""
 
 DETERMINISTIC = frozenset(
     {

@@ -129,7 +129,7 @@ def corrupt(
         CertbenchError: Unknown type, table or severity, or not such an image.
     """
     tables.check(corruption, severity, severity_table)
-    if not 0 <= seed < 2**32:
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
         raise CertbenchError(
             f"seed is {seed}",
             where=f"corruption {corruption}",
@@ -161,6 +161,9 @@ def corrupt_batch(
 
     Returns:
         uint8 [N, H, W, 3].
+
+    One core suffices: run shards in parallel processes, each after ``cv2.setNumThreads(1)``, which
+    changes the speed and not the result.
 
     Raises:
         CertbenchError: Unknown type, table or severity, not such images, or not N identities.
