@@ -8,7 +8,6 @@ while planning, and no torch is imported. The number of jobs is known in advance
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -17,13 +16,12 @@ from typing import Any
 
 from certbench import config as configuration
 from certbench import params as parameters
-from certbench import paths, plugins
+from certbench import paths
+from certbench.definitions import BARE, CLEAN, Definitions, PluginUse, Selection, Variant
 from certbench.errors import CertbenchError, did_you_mean
 from certbench.threat import Threat
 
 GPU_RULES = ("train", "predict", "collect", "fit", "attack")
-CLEAN = "clean"
-BARE = "none"
 
 # What a figure plug-in may ask for: the rule and the output that hold it.
 _NEEDS = {
@@ -61,109 +59,6 @@ class PlannedJob:
     def work_text(self) -> str:
         """The work as canonical JSON: equal work gives equal text."""
         return parameters.canonical(self.work)
-
-
-@dataclass(frozen=True)
-class PluginUse:
-    """A plug-in with checked parameters."""
-
-    id: str
-    kind: str
-    name: str
-    module: Any
-    params: Any
-    definition: str = ""
-
-    def block(self) -> dict[str, Any]:
-        """What a job needs to know of it."""
-        return {
-            "name": self.name,
-            "version": self.module.version,
-            "params": parameters.as_dict(self.params),
-        }
-
-
-@dataclass(frozen=True)
-class Defense:
-    """A certified defence: a certifier with the parameters of both phases."""
-
-    id: str
-    name: str
-    module: Any
-    collect: Any
-    decide: Any
-
-    def block(self) -> dict[str, Any]:
-        """Identity and parameters, both phases."""
-        return {
-            "id": self.id,
-            "name": self.name,
-            "version": self.module.version,
-            "collect": parameters.as_dict(self.collect),
-            "decide": parameters.as_dict(self.decide),
-        }
-
-    def attack_block(self) -> dict[str, Any]:
-        """Identity, and the parameters that attacks on it depend on."""
-        chosen = getattr(self.module, "attack_params", None)
-        params = (
-            chosen(self.collect, self.decide)
-            if chosen is not None
-            else {**parameters.as_dict(self.collect), **parameters.as_dict(self.decide)}
-        )
-        return {
-            "id": self.id,
-            "name": self.name,
-            "version": self.module.version,
-            "params": params,
-        }
-
-    def shard_params(self, start: int, stop: int | None) -> dict[str, Any]:
-        """The collect parameters one shard depends on (the total number of samples is not)."""
-        chosen = getattr(self.module, "shard_params", None)
-        if chosen is None:
-            return parameters.as_dict(self.collect)
-        return chosen(self.collect, start, stop)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A dataset variant: an ordered list of steps."""
-
-    variant_id: str
-    definition: str
-    steps: tuple[PluginUse, ...]
-
-    def block(self) -> dict[str, Any]:
-        """Identity and steps."""
-        return {"variant_id": self.variant_id, "steps": [step.block() for step in self.steps]}
-
-
-@dataclass(frozen=True)
-class Selection:
-    """A dataset as an experiment sees it: a split through a view, up to a number of items."""
-
-    dataset: PluginUse
-    split: str
-    view: str
-    size: int
-
-    @property
-    def id(self) -> str:
-        """Path component: readable and unique."""
-        return f"{self.dataset.id}-{self.split}-{self.view.replace('.', '_')}".lower()
-
-    def block(self) -> dict[str, Any]:
-        """Where the items come from; the number of items is not part of a job's identity."""
-        use = self.dataset
-        return {
-            "id": use.id,
-            "plugin": use.name,
-            "version": use.module.version,
-            "params": parameters.as_dict(use.params),
-            "split": self.split,
-            "view": self.view,
-        }
 
 
 @dataclass
@@ -237,21 +132,17 @@ class _Planner:
 
     def __init__(self, config: dict[str, Any]):
         self.config = config
-        self.extra = tuple(config["plugins"])
+        self.defined = Definitions(config)
+        self.extra = self.defined.extra
         self.plan = Plan(config)
-        self._uses: dict[tuple[str, str], PluginUse] = {}
-        self._defenses: dict[str, Defense] = {}
-        self._attack_uses: dict[str, list[PluginUse]] = {}
-        self._variants: dict[str, list[Variant]] = {CLEAN: [Variant(CLEAN, CLEAN, ())]}
         self.runtime = {
             "seed": config["seed"],
             "device": config["device"],
             "numerics": config["numerics"],
             "plugins": list(self.extra),
         }
-        plugins.outside(self.extra)
         self._metrics = [
-            self._plugin(f"metrics[{i}]", "metric", entry)
+            self.defined.plugin(f"metrics[{i}]", "metric", entry)
             for i, entry in enumerate(config["metrics"])
         ]
         names = Counter(experiment["name"] for experiment in config["experiments"])
@@ -266,138 +157,6 @@ class _Planner:
             self._experiment(experiment, f"config: experiments[{i}]")
         self._figures()
         self._report()
-
-    # -- definitions -------------------------------------------------------------------------
-
-    def _plugin(self, spot: str, kind: str, entry: Mapping[str, Any], skip: tuple = ()):
-        module = plugins.load(kind, entry["type"], self.extra, where=f"config: {spot}.type")
-        values = {k: v for k, v in entry.items() if k not in ("type", *skip)}
-        made = parameters.build(module.Params, values, f"config: {spot}")
-        return PluginUse(spot.rsplit(".", 1)[-1], kind, entry["type"], module, made)
-
-    def _definition(self, section: str, name: str, where: str) -> Mapping[str, Any]:
-        known = self.config[section]
-        if name not in known:
-            raise CertbenchError(
-                f"'{name}' is not defined under {section}",
-                where=where,
-                remedy=did_you_mean(name, [*known, *([CLEAN] if section == "variants" else [])]),
-            )
-        return known[name]
-
-    def _use(self, section: str, kind: str, name: str, where: str, skip: tuple = ()) -> PluginUse:
-        if (section, name) not in self._uses:
-            entry = self._definition(section, name, where)
-            self._uses[section, name] = self._plugin(f"{section}.{name}", kind, entry, skip)
-        return self._uses[section, name]
-
-    def _defense(self, name: str, where: str) -> Defense:
-        if name not in self._defenses:
-            entry = self._definition("defenses", name, where)
-            spot = f"config: defenses.{name}"
-            module = plugins.load("certifier", entry["type"], self.extra, where=f"{spot}.type")
-            phases = (module.CollectParams, module.DecideParams)
-            owned = [{f.name for f in dataclasses.fields(phase)} for phase in phases]
-            values = {k: v for k, v in entry.items() if k != "type"}
-            for key in values:
-                if key not in owned[0] | owned[1]:
-                    raise CertbenchError(
-                        f"unknown key '{key}'",
-                        where=spot,
-                        remedy=did_you_mean(key, set.union(*owned)),
-                    )
-            collect, decide = (
-                parameters.build(phase, {k: v for k, v in values.items() if k in own}, spot)
-                for phase, own in zip(phases, owned, strict=True)
-            )
-            validate = getattr(module, "validate", None)
-            if validate is not None:
-                validate(collect, decide, spot)
-            self._defenses[name] = Defense(name, entry["type"], module, collect, decide)
-        return self._defenses[name]
-
-    def _variant(self, name: str, where: str) -> list[Variant]:
-        if name not in self._variants:
-            entry = self._definition("variants", name, where)
-            steps = entry if isinstance(entry, list) else [entry]
-            choices = [self._sweep(step, f"variants.{name}", "variant") for step in steps]
-            self._variants[name] = [
-                Variant(_variant_id(combo), name, combo) for combo in itertools.product(*choices)
-            ]
-        return self._variants[name]
-
-    def _attacks(self, name: str, where: str) -> list[PluginUse]:
-        """An attack, or one for each combination of the lists given for scalar parameters."""
-        if name not in self._attack_uses:
-            entry = self._definition("attacks", name, where)
-            made = self._sweep(entry, f"attacks.{name}", "attack")
-            lists = [key for key in entry if len(made) > 1 and isinstance(entry[key], list)]
-            self._attack_uses[name] = [
-                dataclasses.replace(
-                    use, id="-".join([name, *self._swept_values(use, lists)]), definition=name
-                )
-                for use in made
-            ]
-        return self._attack_uses[name]
-
-    @staticmethod
-    def _swept_values(use: PluginUse, lists: list[str]) -> list[str]:
-        return [f"{key}-{_in_id(getattr(use.params, key))}" for key in lists]
-
-    def _sweep(self, entry: Mapping[str, Any], spot: str, kind: str) -> list[PluginUse]:
-        """A definition with lists for scalar parameters is one plug-in per combination."""
-        module = plugins.load(kind, entry["type"], self.extra, where=f"config: {spot}.type")
-        swept = {
-            key: value
-            for key, value in entry.items()
-            if isinstance(value, list) and parameters.sweepable(module.Params, key)
-        }
-        return [
-            self._plugin(spot, kind, {**entry, **dict(zip(swept, combination, strict=True))})
-            for combination in itertools.product(*swept.values())
-        ]
-
-    def _split_of(self, dataset: str, split: str, view: str, where: str) -> Selection:
-        """A split through a view, without saying how many items."""
-        from certbench.datasets import views
-
-        use = self._use("datasets", "dataset", dataset, where, skip=("sizes",))
-        sizes = self._sizes(use)
-        if split not in sizes:
-            raise CertbenchError(
-                f"dataset '{use.id}' has no split '{split}'",
-                where=f"{where}.split",
-                remedy=did_you_mean(split, sizes),
-            )
-        views.parse(view)
-        return Selection(use, split, view, 0)
-
-    def _selection(self, entry: Mapping[str, Any], where: str) -> Selection:
-        split = entry["split"]
-        chosen = self._split_of(entry["name"], split, entry["view"], where)
-        use = chosen.dataset
-        sizes = self._sizes(use)
-        size = entry["limit"] or sizes[split]
-        if size is None:
-            raise CertbenchError(
-                f"how many items split '{split}' has is not known before the data are read",
-                where=f"{where}.limit",
-                remedy=f"set a limit here, or datasets.{use.id}.sizes.{split}",
-            )
-        known = sizes[split]
-        if known is not None and size > known:
-            raise CertbenchError(
-                f"asks for {size} items; split '{split}' has {known}",
-                where=f"{where}.limit",
-                remedy=f"set at most {known}, or null for all",
-            )
-        return dataclasses.replace(chosen, size=size)
-
-    def _sizes(self, use: PluginUse) -> dict[str, int | None]:
-        stated = self.config["datasets"][use.id].get("sizes", {})
-        return {**use.module.splits(use.params), **stated}
-
-    # -- jobs --------------------------------------------------------------------------------
 
     def _add(self, rule: str, key: tuple[str, ...], inputs: dict, work: dict) -> PlannedJob:
         known = self.plan.jobs.get((rule, key))
@@ -429,9 +188,9 @@ class _Planner:
 
     def _model(self, name: str, where: str) -> PlannedJob:
         """The job that makes a model: trained by a recipe, or fetched from a source."""
-        entry = self._definition("models", name, where)
+        entry = self.defined.definition("models", name, where)
         spot = f"models.{name}"
-        builder = self._plugin(f"{spot}.builder", "model", entry["builder"])
+        builder = self.defined.plugin(f"{spot}.builder", "model", entry["builder"])
         if ("recipe" in entry) == ("source" in entry):
             raise CertbenchError(
                 "a model has either a recipe (it is trained) or a source (it is fetched)",
@@ -452,7 +211,7 @@ class _Planner:
                     where=f"config: {spot}.num_classes",
                     remedy="set the number of classes of the checkpoint",
                 )
-            source = self._plugin(f"{spot}.source", "source", entry["source"])
+            source = self.defined.plugin(f"{spot}.source", "source", entry["source"])
             work = {**common, "source": source.block(), "plugins": list(self.extra)}
             return self._add("fetch", (name,), {}, work)
         if "train_on" not in entry:
@@ -461,12 +220,14 @@ class _Planner:
                 where=f"config: {spot}.train_on",
                 remedy="name the dataset, split and view it is trained on",
             )
-        recipe = self._plugin(f"{spot}.recipe", "recipe", entry["recipe"])
+        recipe = self.defined.plugin(f"{spot}.recipe", "recipe", entry["recipe"])
         on = entry["train_on"]
-        chosen = self._split_of(on["dataset"], on["split"], on["view"], f"config: {spot}.train_on")
+        chosen = self.defined.split_of(
+            on["dataset"], on["split"], on["view"], f"config: {spot}.train_on"
+        )
         inputs: dict[str, str] = {}
         if on["val_split"] is not None:
-            val = self._split_of(
+            val = self.defined.split_of(
                 on["dataset"], on["val_split"], on["view"], f"config: {spot}.train_on.val_split"
             )
             inputs["val_index"] = self._prepare(val.dataset, val.split).outputs["index"]
@@ -495,7 +256,7 @@ class _Planner:
             ):
                 value = rule.get(key)
                 if value not in (None, CLEAN, BARE):
-                    self._definition(section, value, f"{where}.exclude[{i}].{key}")
+                    self.defined.definition(section, value, f"{where}.exclude[{i}].{key}")
         for i, threat in enumerate(entry["threats"]):
             _checked_threat(threat, f"{where}.threats[{i}]")
         jobs: dict[str, list[PlannedJob]] = {
@@ -505,19 +266,19 @@ class _Planner:
         variants = [
             variant
             for i, variant_name in enumerate(entry["variants"])
-            for variant in self._variant(variant_name, f"{where}.variants[{i}]")
+            for variant in self.defined.variant(variant_name, f"{where}.variants[{i}]")
         ]
         defenses = [
-            None if d == BARE else self._defense(d, f"{where}.defenses[{i}]")
+            None if d == BARE else self.defined.defense(d, f"{where}.defenses[{i}]")
             for i, d in enumerate(entry["defenses"])
         ]
         attacks = [
             attack
             for i, a in enumerate(entry["attacks"])
-            for attack in self._attacks(a, f"{where}.attacks[{i}]")
+            for attack in self.defined.attacks(a, f"{where}.attacks[{i}]")
         ]
         for i, dataset_entry in enumerate(entry["datasets"]):
-            selection = self._selection(dataset_entry, f"{where}.datasets[{i}]")
+            selection = self.defined.selection(dataset_entry, f"{where}.datasets[{i}]")
             jobs["prepare"].append(self._prepare(selection.dataset, selection.split))
             for j, model_name in enumerate(entry["models"]):
                 model = self._model(model_name, f"{where}.models[{j}]")
@@ -583,11 +344,13 @@ class _Planner:
         """The image files of the attack that an adversarial step names (planned if need be)."""
         model = self._model(source.model, f"{where}.model")
         defense = (
-            None if source.defense == BARE else self._defense(source.defense, f"{where}.defense")
+            None
+            if source.defense == BARE
+            else self.defined.defense(source.defense, f"{where}.defense")
         )
-        (attack,) = self._attacks(source.attack, f"{where}.attack")
+        (attack,) = self.defined.attacks(source.attack, f"{where}.attack")
         jobs: dict[str, list[PlannedJob]] = {"fit": []}
-        clean = self._variants[CLEAN][0]
+        clean = self.defined.variant(CLEAN, where)[0]
         shards = self._attack(selection, clean, model, defense, attack, jobs, where)
         return [shard.outputs["images"] for shard in shards]
 
@@ -739,7 +502,7 @@ class _Planner:
     def _figures(self) -> None:
         for figure, entry in self.config["figures"].items():
             spot = f"figures.{figure}"
-            use = self._plugin(spot, "figure", entry, skip=("experiments", "caption"))
+            use = self.defined.plugin(spot, "figure", entry, skip=("experiments", "caption"))
             wanted = entry.get("experiments") or list(self.plan.experiments)
             for i, experiment in enumerate(wanted):
                 if experiment not in self.plan.experiments:
@@ -840,22 +603,8 @@ class _Planner:
         self._add("report", (), inputs, work)
 
 
-def _in_id(value: Any) -> str:
-    """A value as part of an id: lower case, no dots."""
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return "".join(c if c.isalnum() or c in "-_" else "p" for c in text.lower())
-
-
 def _unique(jobs: list[PlannedJob]) -> list[PlannedJob]:
     return list({(job.rule, job.key): job for job in jobs}.values())
-
-
-def _variant_id(steps: tuple[PluginUse, ...]) -> str:
-    """A readable name with a hash of everything the steps do."""
-    text = parameters.canonical([step.block() for step in steps])
-    slug = "_".join(step.module.slug(step.params) for step in steps)
-    clean = "".join(c if c.isalnum() or c in "-_" else "-" for c in slug.lower())
-    return f"{clean}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def _excluded(entry: Mapping[str, Any], at: Mapping[str, Any]) -> bool:
