@@ -1,4 +1,4 @@
-"""Votes of a classifier on noisy copies of many images: the only place where smoothing runs a model.
+"""Votes of a classifier on noisy copies of images: the one place where smoothing runs a model.
 
 Batches are lists of (image, sample) pairs, so several images share one and none needs a batch of
 its own. Votes are added up where the model is; nothing is read back before the end, except to keep

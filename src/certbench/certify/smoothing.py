@@ -224,6 +224,45 @@ class Smooth:
             None if np.isnan(p_upper) else float(p_upper),
         )
 
+    def certify_sequential(
+        self, x: Any, rule: StoppingRule, n0: int = 100, *, item_index: int = 0
+    ) -> Certificate:
+        """CERTIFY that stops once the rule's question is answered; ``counts`` sum to what it took.
+
+        Args:
+            x: float [C, H, W] in [0, 1], tensor or array.
+            rule: Looks, level and question; its sigma must be this classifier's.
+            n0: Selection samples (not drawn where the rule is ``single_stage``).
+            item_index: Key of the image's noise.
+
+        Raises:
+            CertbenchError: The rule has another sigma, the noise is uniform, or the image is out of
+                range.
+        """
+        from certbench.certify.sequential_smoothing import after_look
+
+        if rule.sigma != self.sigma or self.noise.kind == "uniform":
+            raise CertbenchError(
+                f"is {rule.sigma} with {self.noise.kind} noise of level {self.sigma}",
+                where="rule.sigma",
+                remedy="give a rule for this classifier's Gaussian noise",
+            )
+        totals = np.zeros((1, self.num_classes + 1), np.int64)
+        selected = totals
+        if not rule.single_stage:
+            selected = self.counts(x, noises.SELECTION, 0, n0, item_index=item_index)[None]
+        bounds, before = rule.start(1), 0
+        for look, size in enumerate(rule.looks):
+            totals = totals + self.counts(x, noises.ESTIMATION, before, size, item_index=item_index)
+            bounds, before = after_look(rule, bounds, look, selected, totals), size
+            if bounds.decided[0]:
+                break
+        slack = distance_from_law(self.noise.kind, self.sigma, int(np.prod(np.shape(x))))
+        p_lower = max(float(bounds.p_lower[0]) - slack, 0.0)
+        radius = float(statistics.round_down(statistics.radius_one(p_lower, self.sigma)))
+        label = int(bounds.label[0]) if radius > 0 else ABSTAIN
+        return Certificate(label, radius, totals[0], p_lower)
+
     def counts(
         self, x: Any, stream: int, start: int, stop: int, *, item_index: int = 0
     ) -> np.ndarray:

@@ -109,11 +109,10 @@ def count(
     tick: Any = None,
 ) -> np.ndarray:
     """Votes int64 [M, K + 1] of the shard's items, or of the chosen ones (positions)."""
-    rows = np.arange(len(work.item_index)) if chosen is None else chosen
     return sampling.count_votes(
         network,
-        work.images[rows],
-        work.item_index[rows].astype(np.int64),
+        work.images if chosen is None else work.images[chosen],
+        (work.item_index if chosen is None else work.item_index[chosen]).astype(np.int64),
         stream,
         start,
         stop,
@@ -152,9 +151,7 @@ def stacked(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     }
 
 
-def identity(
-    work: CollectWork, noise: sampling.Noise, sigma: float, layout: str
-) -> dict[str, Any]:
+def identity(work: CollectWork, noise: sampling.Noise, sigma: float, layout: str) -> dict[str, Any]:
     """What shards must agree on before their counts may be added."""
     return {
         "model_sha256": work.model_sha256,
@@ -310,11 +307,11 @@ def merge(
                     where=folder,
                     remedy="run the workflow again, so that every planned shard exists",
                 )
-    stream = found.rows["stream"]
+    streams = found.rows["stream"]
     return Votes(
         np.asarray(item_index),
-        found.table(stream == noises.SELECTION, len(item_index)),
-        found.table(stream == noises.ESTIMATION, len(item_index)),
+        found.table(streams == noises.SELECTION, len(item_index)),
+        found.table(streams == noises.ESTIMATION, len(item_index)),
         found.identity,
     )
 
