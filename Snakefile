@@ -23,6 +23,10 @@ rule all:
         PLAN.targets(),
 
 
+onstart:
+    refused(preflight.check, PLAN, workflow)
+
+
 onsuccess:
     judge(PLAN)
 

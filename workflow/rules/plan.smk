@@ -2,6 +2,7 @@
 import sys
 
 from certbench import paths, plan as planning
+from certbench.cluster import preflight
 from certbench.errors import CertbenchError
 from certbench.report.verdict import judge, report_partly
 
