@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -173,7 +174,9 @@ class Job:
     @contextlib.contextmanager
     def bar(self, total: int, label: str, unit: str = "it", done: int = 0) -> Iterator[Bar]:
         """A progress bar on a terminal, sparse lines in the log."""
-        made = Bar(total, label, unit, done, self.terminal)
+        status = PROGRESS_FOLDER / f"{self.rule}-{self.work_hash}.json"
+        told = {"rule": self.rule, "output": str(next(iter(self.outputs.values()), ""))}
+        made = Bar(total, label, unit, done, self.terminal, status, told)
         try:
             yield made
         finally:
@@ -181,10 +184,24 @@ class Job:
 
 
 class Bar:
-    """Progress with rate and time left: a bar on a terminal, a line every 30 s in the log."""
+    """Progress with rate and time left: a bar on a terminal, a line every 30 s in the log.
 
-    def __init__(self, total: int, label: str, unit: str, done: int, terminal: IO[str] | None):
+    ``status`` is a small file for onlookers (``certbench watch``), rewritten every 5 s and removed
+    at the end; one that is left and no longer changes belongs to a process that was killed.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        label: str,
+        unit: str,
+        done: int,
+        terminal: IO[str] | None,
+        status: Path | None = None,
+        told: Mapping[str, Any] | None = None,
+    ):
         self.total, self.label, self.unit, self.done = total, label, unit, done
+        self._status, self._told, self._kept = status, dict(told or {}), float("-inf")
         self._began, self._first, self._said = time.monotonic(), done, time.monotonic()
         self._tqdm: Any = None
         if terminal is not None and terminal.isatty():
@@ -199,6 +216,7 @@ class Bar:
                 leave=False,
                 delay=2,
             )
+        self._keep()
 
     def update(self, count: int) -> None:
         """Say that ``count`` more are done."""
@@ -209,6 +227,31 @@ class Bar:
         if now - self._said >= 30:
             self._said = now
             logger.info(self.line())
+        if now - self._kept >= 5:
+            self._keep()
+
+    def _keep(self) -> None:
+        """Write the status file; a full disk is no reason to end the job."""
+        if self._status is None:
+            return
+        self._kept = time.monotonic()
+        status = {
+            **self._told,
+            "label": self.label,
+            "unit": self.unit,
+            "done": self.done,
+            "total": self.total,
+            "rate": (self.done - self._first) / max(self._kept - self._began, 1e-9),
+            "updated": time.time(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        }
+        with contextlib.suppress(OSError):
+            self._status.parent.mkdir(parents=True, exist_ok=True)
+            partial = self._status.with_suffix(f".{os.getpid()}.part")
+            partial.write_text(json.dumps(status), encoding="utf-8")
+            os.replace(partial, self._status)
 
     def line(self) -> str:
         """One line: done, total, rate, time left."""
@@ -222,6 +265,9 @@ class Bar:
         """End the bar and leave a closing line in the log."""
         if self._tqdm is not None:
             self._tqdm.close()
+        if self._status is not None:
+            with contextlib.suppress(OSError):
+                self._status.unlink(missing_ok=True)
         logger.info(self.line())
 
 
@@ -267,6 +313,7 @@ def execute(
         Exit code: 0, 2 (refused: the message says why), 143 (terminated), 1 (a bug; the log has the
         traceback).
     """
+    threads = granted(threads)
     for variable in _THREAD_VARIABLES:
         os.environ[variable] = str(threads)
     with _logged(log) as terminal:
@@ -294,6 +341,17 @@ def execute(
             return 1
         logger.info("%s: done in %.1f s", rule, time.monotonic() - job.started)
     return 0
+
+
+def granted(threads: int) -> int:
+    """CPU threads a job uses: those it asked for, as far as this process may have them.
+
+    A batch system may pin a job to fewer cores than were declared, and ``CERTBENCH_MAX_THREADS``
+    caps them on a shared machine; more threads than cores only get in each other's way.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
+    cap = os.environ.get("CERTBENCH_MAX_THREADS", "")
+    return max(1, min(threads, cores, int(cap) if cap.isdigit() else threads))
 
 
 @contextlib.contextmanager
