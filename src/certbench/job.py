@@ -344,14 +344,12 @@ def execute(
 
 
 def granted(threads: int) -> int:
-    """CPU threads a job uses: those it asked for, as far as this process may have them.
+    """CPU threads a job uses: those it asked for, at most ``CERTBENCH_MAX_THREADS``.
 
-    A batch system may pin a job to fewer cores than were declared, and ``CERTBENCH_MAX_THREADS``
-    caps them on a shared machine; more threads than cores only get in each other's way.
+    The variable serves machines that declare more cores to a scheduler than they have.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
     cap = os.environ.get("CERTBENCH_MAX_THREADS", "")
-    return max(1, min(threads, cores, int(cap) if cap.isdigit() else threads))
+    return max(1, min(threads, int(cap))) if cap.isdigit() else threads
 
 
 @contextlib.contextmanager
