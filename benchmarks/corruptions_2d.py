@@ -76,8 +76,8 @@ def alternate(first: Callable, second: Callable, seconds: float) -> tuple[float,
     """Medians of two calls, made in turn for about so many seconds, three to two hundred times."""
     first(), second()
     times: list[tuple[float, float]] = []
-    stop = time.perf_counter() + seconds
-    while len(times) < 3 or (time.perf_counter() < stop and len(times) < 200):
+    stop = time.process_time() + seconds
+    while len(times) < 3 or (time.process_time() < stop and len(times) < 200):
         times.append((milliseconds(first), milliseconds(second)))
     a, b = zip(*times, strict=True)
     return statistics.median(a), statistics.median(b)

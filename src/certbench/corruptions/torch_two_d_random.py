@@ -53,7 +53,7 @@ class Draws:
         return halves[:, :count].view(len(self.keys), *shape)
 
     def uniform(self, purpose: int, shape: Sequence[int]) -> torch.Tensor:
-        """Numbers uniform on (0, 1), in steps of 2^-32: [N, *shape]."""
+        """Numbers uniform on (0, 1), in steps of 2^-32 (float32 rounds the last to 1)."""
         return self.halves(purpose, shape).to(self.dtype).add_(0.5).mul_(2.0**-32)
 
     def normal(self, purpose: int, shape: Sequence[int]) -> torch.Tensor:
