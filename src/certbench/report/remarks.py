@@ -1,0 +1,108 @@
+"""What a reader must know before believing a number, and what each metric means."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from certbench.figures import wording
+from certbench.report import crosstable
+from certbench.report.numbers import Numbers, defended
+
+if TYPE_CHECKING:
+    from certbench.report.sources import Sources
+
+SMALL = 1000
+"""Fewer images than this get a remark on the standard error."""
+
+NOTABLE_CAP_SHARE = 0.05
+
+GLOSSARY = {
+    "accuracy": "Share of images that the bare model classifies correctly.",
+    "certified accuracy": "Share of all images on which the defended classifier is right and "
+    "certified at least to a radius; abstentions count as failures.",
+    "certified accuracy, surely": "Certified accuracy less the largest number of certificates that "
+    "may fail by chance (binomial, at level ρ), as a share.",
+    "certified at a threat": "The same for a threat model: radii are converted to its norm first, "
+    "conservatively.",
+    "average certified radius (ACR)": "Mean over all images of the radius where the answer is "
+    "right, 0 elsewhere.",
+    "abstain rate": "Share of images without an answer, because no class is ahead significantly.",
+    "cap share": "Share of certificates with unanimous votes: more samples would give a larger "
+    "radius.",
+    "pA": "Lower confidence bound of the probability that the model, under noise, gives the top "
+    "class; certificates need more than one half.",
+    "robust accuracy": "Share of images, clean errors included, that stay right under an attack; "
+    "abstaining counts as failing. Only an upper bound: a better attack may leave less.",
+    "not fooled": "The same, with abstaining counted as safe.",
+    "proven": "Certified at the attack's budget; the attack failed, as it must.",
+    "refuted": "Not certified at the budget, and the attack found an error.",
+    "unknown": "Neither certified at the budget nor broken: the truth lies between.",
+    "violation": "The attack found an error inside the certified region. At most a share α of "
+    "certificates may fail; more is a bug in the certificate, the attack or the units.",
+    "gap": "Share of unknown images: robust accuracy less certified accuracy at the same budget.",
+    "unsettled share": "Unknown images as a share of those not proven.",
+    "95% interval": "Exact binomial (Clopper-Pearson) interval over the choice of images, not over "
+    "training.",
+    "passes": "Forward passes of the model for one certificate; the bare model answers with one.",
+}
+
+
+def build(sources: Sources, numbers: Numbers) -> list[str]:
+    """Warnings that apply to these results, most important first."""
+    made = []
+    for place in numbers.places:
+        sizes = {
+            value.n
+            for pair in numbers.pairs[place]
+            for metric in ("accuracy", "certified_accuracy")
+            for value in numbers.over(metric, place, pair).values()
+        }
+        if sizes and min(sizes) < SMALL:
+            n = min(sizes)
+            error = wording.standard_error(n)
+            made.append(
+                f"{place[0]}: {wording.plural(n, 'image')} only. The standard error of a share "
+                f"near one half is {wording.points(error)}; differences below about "
+                f"{wording.points(2 * 2**0.5 * error, 0)} between unpaired shares mean nothing."
+            )
+    made += _capped(sources, numbers)
+    if sources.reported["metric"].eq("acr").any():
+        made.append(
+            "The average certified radius grows with the number of samples and is dominated by "
+            "easy images (Sun et al., arXiv 2410.06895): compare it only at equal budgets, and "
+            "read it beside the quantiles of pA and the cap share."
+        )
+    if numbers.attacks:
+        made.append(
+            "Robust accuracy under attack is an upper bound: it says what these attacks with these "
+            "budgets did not find."
+        )
+    commits = {footer.get("commit") for footer in sources.footers}
+    if len(commits) > 1:
+        made.append(
+            f"The results were made at {len(commits)} different commits (see provenance): parts "
+            "that did not change were not made again."
+        )
+    numerics = {
+        footer["work"]["numerics"] for footer in sources.footers if "numerics" in footer["work"]
+    }
+    if "fast" in numerics:
+        made.append(
+            "Numerics are fast: up to one in ten thousand votes may differ from exact arithmetic. "
+            "A certificate holds for the function as evaluated."
+        )
+    return made
+
+
+def _capped(sources: Sources, numbers: Numbers) -> list[str]:
+    made = []
+    for place in numbers.places:
+        for pair in crosstable.ordered(numbers.pairs[place], sources.config):
+            share = numbers.get("cap_share", place, pair) if defended(pair) else None
+            if share is not None and share.value >= NOTABLE_CAP_SHARE:
+                made.append(
+                    f"{wording.series(*pair)} on {place[0]}: {share.percent} of the certificates "
+                    "are limited by the sample budget (all votes agree). Their radii, and "
+                    "certified accuracy near the largest radius, would grow with more samples."
+                )
+    return made
