@@ -256,8 +256,8 @@ class Definitions:
         """What an experiment's dataset entry selects, with its number of items.
 
         Raises:
-            CertbenchError: Unknown dataset, split or view; more items than there are; or a size that
-                nobody states.
+            CertbenchError: Unknown dataset, split or view; more items than there are; or nobody
+                states how many there are.
         """
         split = entry["split"]
         chosen = self.split_of(entry["name"], split, entry["view"], where)
