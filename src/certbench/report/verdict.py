@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from certbench.plan import Plan
 
 
+# Violations listed for each experiment; all of them are in the audit's verdict file.
+_SHOWN = 20
+
+
 class ViolationsFound(SystemExit):
     """Certificates were broken inside their own region: the workflow exits non-zero."""
 
@@ -26,19 +30,22 @@ def judge(plan: Plan) -> None:
         ViolationsFound: The message lists them.
     """
     lines: list[str] = []
-    unsound = False
+    unsound, left = False, 0
     for path in plan.verdicts():
         if not Path(path).is_file():
             continue
         found = json.loads(Path(path).read_text(encoding="utf-8"))
         unsound |= not found["sound"]
-        for violation in found["violations"][:20]:
+        left += max(len(found["violations"]) - _SHOWN, 0)
+        for violation in found["violations"][:_SHOWN]:
             lines.append(
                 "  {model}, {defense}, {dataset} ({variant_id}), item {item_id}: certified to "
                 "{certified_size:.4g}, broken by {attack} at {attack_size:.4g}".format(**violation)
             )
     if not lines:
         return
+    if left:
+        lines.append(f"  and {left} more, see results/audit")
     head = (
         "certificates were broken inside their own region"
         if unsound
@@ -50,6 +57,10 @@ def judge(plan: Plan) -> None:
 
 
 def report_partly(plan: Plan) -> None:
-    """After a failed run, build the report from what exists."""
-    command = [sys.executable, "-m", "certbench", "report", "--partial", "--quiet"]
-    subprocess.run(command, check=False, input=json.dumps(plan.config), text=True)
+    """After a failed run, build the report from what exists, in a process of its own."""
+    command = [sys.executable, "-m", "certbench", "report", "--partial", "--config-stdin"]
+    done = subprocess.run(
+        command, check=False, input=json.dumps(plan.config), stdout=subprocess.PIPE, text=True
+    )
+    if done.returncode == 0:
+        print(f"certbench: a page from what there is: {done.stdout.strip()}", file=sys.stderr)
