@@ -32,4 +32,5 @@ onsuccess:
 
 
 onerror:
+    preflight.explain_failure()
     report_partly(PLAN)

@@ -51,3 +51,14 @@ def test_threads_are_capped_by_the_environment(monkeypatch):
     assert jobs.granted(16) == 16
     monkeypatch.setenv("CERTBENCH_MAX_THREADS", "2")
     assert jobs.granted(16) == 2 and jobs.granted(1) == 1
+
+
+def test_a_job_knows_its_slurm_id_in_an_array_and_alone(monkeypatch):
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
+    assert jobs.slurm_job() is None
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    assert jobs.slurm_job() == "17"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "15")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    assert jobs.slurm_job() == "15_3"

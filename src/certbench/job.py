@@ -245,7 +245,7 @@ class Bar:
             "updated": time.time(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "slurm_job": os.environ.get("SLURM_JOB_ID"),
+            "slurm_job": slurm_job(),
         }
         with contextlib.suppress(OSError):
             self._status.parent.mkdir(parents=True, exist_ok=True)
@@ -341,6 +341,12 @@ def execute(
             return 1
         logger.info("%s: done in %.1f s", rule, time.monotonic() - job.started)
     return 0
+
+
+def slurm_job() -> str | None:
+    """Id of the SLURM job this process is in, ``<job>_<task>`` in an array; None outside."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
 def granted(threads: int) -> int:

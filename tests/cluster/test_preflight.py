@@ -61,6 +61,18 @@ def test_a_writable_results_folder_is_left_empty(tmp_path):
     assert list(folder.iterdir()) == []
 
 
+def test_a_full_file_system_is_refused_and_named_after_a_failure(tmp_path, monkeypatch, capsys):
+    preflight.free_space(tmp_path)
+    preflight.explain_failure(tmp_path)
+    assert capsys.readouterr().err == ""
+    usage = SimpleNamespace(total=2**30, used=2**30, free=2**20)
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(CertbenchError, match="1.0 MB are left"):
+        preflight.free_space(tmp_path)
+    preflight.explain_failure(tmp_path)
+    assert "file system is full" in capsys.readouterr().err
+
+
 def plan_with(root: str | None, device: str = "auto"):
     job = SimpleNamespace(work={"params": {} if root is None else {"root": root}})
     return SimpleNamespace(jobs={("prepare", ("photos", "test")): job}, config={"device": device})

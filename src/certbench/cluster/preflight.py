@@ -11,6 +11,7 @@ import getpass
 import os
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from certbench.plan import Plan
 
 RESULTS = Path("results")
+LEAST_FREE = 16 * 2**20
 COMMANDS = ("sbatch", "squeue", "scancel", "scontrol", "sacct")
 # What the tasks of a job array share: those of its first job.
 _SHARED = ("threads", "mem_mb", "runtime", "gpu", "gpu_model", "partition", "account")
@@ -40,6 +42,7 @@ def check(plan: Plan, workflow: Any) -> None:
         CertbenchError: The first thing that would go wrong, with the remedy.
     """
     results_folder()
+    free_space()
     jobs = [job for job in workflow.dag.needrun_jobs() if not job.is_group()]
     dataset_folders(plan, {job.rule.name for job in jobs})
     requests = [Request.of(job.rule.name, job.threads, dict(job.resources.items())) for job in jobs]
@@ -93,6 +96,30 @@ def results_folder(folder: Path = RESULTS) -> None:
             remedy="check its owner and rights, and the quota; "
             "or link results to a folder you may write",
         ) from error
+
+
+def free_space(folder: Path = RESULTS) -> None:
+    """Refuse a results folder on a full file system.
+
+    Raises:
+        CertbenchError: Less than :data:`LEAST_FREE` bytes are free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < LEAST_FREE:
+        raise CertbenchError(
+            f"its file system is full ({free / 2**20:.1f} MB are left)",
+            where=str(folder),
+            remedy="free space there, then run again: finished work and progress are kept",
+        )
+
+
+def explain_failure(folder: Path = RESULTS) -> None:
+    """After a failed run, say on stderr what the jobs could not: that the file system is full."""
+    with contextlib.suppress(OSError):
+        try:
+            free_space(folder)
+        except CertbenchError as error:
+            print(f"certbench: {error}", file=sys.stderr)
 
 
 def dataset_folders(plan: Plan, rules: Iterable[str] | None = None) -> None:
