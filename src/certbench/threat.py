@@ -23,7 +23,7 @@ class Threat:
     """One threat model.
 
     Attributes:
-        kind: Family: ``lp`` balls, localised ``patch``, poisoned ``passages``, ``compute``, ``none``.
+        kind: ``lp`` balls, localised ``patch``, poisoned ``passages``, ``compute``, or ``none``.
         norm: For ``lp``: l1, l2 or linf. For ``patch``: the shape (``square``, ...). Else "".
         size: Radius or budget in units of ``space``; None means that every row has its own
             (certificates: the ``radius`` column).

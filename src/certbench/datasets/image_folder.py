@@ -29,11 +29,11 @@ class Params:
     """Where the folders are and what is in them."""
 
     root: str = param(help="folder of the dataset")
-    splits: dict[str, str] = param(  # noqa: RUF009 (param makes a factory of a dict)
+    splits: dict[str, str] = param(
         {"train": "train", "val": "val", "test": "test"},
         help="folder of each split below root; '.' where the class folders lie in root itself",
     )
-    holdout: dict[str, int] = param(  # noqa: RUF009
+    holdout: dict[str, int] = param(
         {}, help="items of further splits, carved from holdout_from, stratified"
     )
     holdout_from: str = param("train", help="split that the holdouts are carved from")

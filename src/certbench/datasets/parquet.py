@@ -33,13 +33,13 @@ class Params:
     """Where the files are and which columns count."""
 
     root: str = param(help="folder of the dataset")
-    files: dict[str, str] = param(  # noqa: RUF009 (param makes a factory of a dict)
+    files: dict[str, str] = param(
         {"train": "**/train*.parquet", "val": "**/val*.parquet", "test": "**/test*.parquet"},
         help="pattern of each split's files below root",
     )
     image: str = param("image", help="image column: struct<bytes, path>, or binary")
     label: str = param("label", help="label column: integers from 0")
-    holdout: dict[str, int] = param(  # noqa: RUF009
+    holdout: dict[str, int] = param(
         {}, help="items of further splits, carved from holdout_from, stratified"
     )
     holdout_from: str = param("train", help="split that the holdouts are carved from")

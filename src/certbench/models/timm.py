@@ -21,7 +21,7 @@ class Params:
     """Which architecture, and its arguments."""
 
     name: str = param(help="model of timm, with or without the tag of its weights")
-    kwargs: dict = param({}, help="arguments of timm.create_model, for example img_size: 32")  # noqa: RUF009
+    kwargs: dict = param({}, help="arguments of timm.create_model, for example img_size: 32")
 
 
 def build(params: Params, num_classes: int, pretrained: bool = False) -> nn.Module:

@@ -30,7 +30,7 @@ class Params:
     """Which architecture, and its arguments."""
 
     name: str = param(help="model of torchvision, for example resnet50 or deeplabv3_resnet50")
-    kwargs: dict = param({}, help="arguments of its builder, for example image_size: 64")  # noqa: RUF009
+    kwargs: dict = param({}, help="arguments of its builder, for example image_size: 64")
 
 
 def build(params: Params, num_classes: int, pretrained: bool = False) -> nn.Module:

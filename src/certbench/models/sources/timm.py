@@ -24,7 +24,7 @@ class Params:
     """Which weights of which model."""
 
     name: str = param(help="model with its weights' tag, for example resnet50.a1_in1k")
-    kwargs: dict = param({}, help="arguments of timm.create_model, the same as the builder's")  # noqa: RUF009
+    kwargs: dict = param({}, help="arguments of timm.create_model, the same as the builder's")
     sha256: str | None = param(None, help="SHA-256 that the weights file must have")
 
     def __post_init__(self):

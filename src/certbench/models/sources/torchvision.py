@@ -20,7 +20,7 @@ class Params:
 
     name: str = param(help="model, for example resnet50")
     weights: str = param("DEFAULT", help="entry of its weights enumeration, e.g. IMAGENET1K_V1")
-    kwargs: dict = param({}, help="arguments of torchvision's builder, the same as the builder's")  # noqa: RUF009
+    kwargs: dict = param({}, help="arguments of torchvision's builder, the same as the builder's")
     sha256: str | None = param(None, help="SHA-256 that the weights file must have")
 
     def __post_init__(self):
