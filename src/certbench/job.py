@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 RUNNERS = {
     "prepare": "certbench.datasets.preparing",
-    "materialise": "certbench.variants.materialising",
     "train": "certbench.recipes.training",
     "fetch": "certbench.models.fetching",
     "predict": "certbench.models.predicting",
