@@ -4,7 +4,8 @@ import re
 import tomllib
 
 import yaml
-from conftest import ROOT
+
+from study import ROOT
 
 
 def locked(name):

@@ -7,7 +7,7 @@ import copy
 
 import pytest
 
-from conftest import TINY, Project
+from study import TINY, Project
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 
