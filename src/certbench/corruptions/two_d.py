@@ -47,8 +47,8 @@ MODULES = {
 
 # Own code also under the table ``imagenet``: where the package cannot be seeded (impulse), is
 # several times slower (glass, motion, zoom, frost, brightness, saturate, elastic_transform),
-# divides by zero (spatter), or has no such recipe (elastic_transform_imagenet_c). All but impulse
-# are bit-equal to the package.
+# divides by zero (spatter), wants another kind of image (pixelate, jpeg_compression), or has no such
+# recipe (elastic_transform_imagenet_c). All but impulse are bit-equal to the package.
 _OWN = frozenset(
     {
         "impulse_noise",
@@ -61,9 +61,10 @@ _OWN = frozenset(
         "spatter",
         "elastic_transform",
         "elastic_transform_imagenet_c",
+        "pixelate",
+        "jpeg_compression",
     }
 )
-_TAKES_PIL = frozenset({"pixelate", "jpeg_compression"})
 
 MIN_SIZE = 32
 
@@ -211,23 +212,12 @@ def _apply(
 ) -> np.ndarray:
     rng = None if corruption in tables.DETERMINISTIC else np.random.RandomState(seed)
     if severity_table == "imagenet" and corruption not in _OWN:
-        return _by_package(image, corruption, severity, rng)
+        return getattr(package(rng), corruption)(image, severity).astype(np.uint8)
     entry = tables.TABLES[severity_table][corruption][severity - 1]
     if corruption == "elastic_transform" and severity_table != "imagenet":
         # The package has no recipe for other sizes; that of the published files is the only one.
         corruption = "elastic_transform_imagenet_c"
     return _function(corruption)(image, entry, rng)
-
-
-def _by_package(
-    image: np.ndarray, corruption: str, severity: int, rng: np.random.RandomState | None
-) -> np.ndarray:
-    function = getattr(package(rng), corruption)
-    if corruption in _TAKES_PIL:
-        from PIL import Image
-
-        return np.array(function(Image.fromarray(image), severity), dtype=np.uint8)
-    return function(image, severity).astype(np.uint8)
 
 
 def _rgb(image: Any, where: str) -> np.ndarray:
