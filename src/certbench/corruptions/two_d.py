@@ -47,8 +47,8 @@ MODULES = {
 
 # Own code also under the table ``imagenet``: where the package cannot be seeded (impulse), is
 # several times slower (glass, motion, zoom, frost, brightness, saturate, elastic_transform),
-# divides by zero (spatter), wants another kind of image (pixelate, jpeg_compression), or has no such
-# recipe (elastic_transform_imagenet_c). All but impulse are bit-equal to the package.
+# divides by zero (spatter), wants another kind of image (pixelate, jpeg_compression), or has no
+# such recipe (elastic_transform_imagenet_c). All but impulse are bit-equal to the package.
 _OWN = frozenset(
     {
         "impulse_noise",
