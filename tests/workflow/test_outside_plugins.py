@@ -1,5 +1,7 @@
 """A toy plug-in of each kind from outside the package: one file and one line of configuration."""
 
+import copy
+import json
 import textwrap
 
 import pyarrow.parquet as pq
@@ -132,7 +134,7 @@ CERTIFIER = '''
 
     @dataclass(frozen=True)
     class DecideParams:
-        shrink: float = param(1.0, help="factor of the radius", above=0, maximum=1)
+        factor: float = param(1.0, help="factor of the radius", above=0, maximum=10)
 
     def threat(collect, decide):
         return Threat("lp", "l2", None, guarantee="deterministic")
@@ -169,7 +171,7 @@ CERTIFIER = '''
         margin = stats[:, 0]
         return {
             "predict": stats[:, 1].astype(int),
-            "radius": margin * decide.shrink,
+            "radius": margin * decide.factor,
             "margin": margin,
         }
 
@@ -316,7 +318,7 @@ CONFIG = {
             "normalisation": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
         },
     },
-    "defenses": {"margin": {"type": "toy_margin", "shrink": 0.999}},
+    "defenses": {"margin": {"type": "toy_margin", "factor": 0.999}},
     "attacks": {"universal": {"type": "toy_universal", "epsilon": 2.0}},
     "variants": {"haze": {"type": "toy_haze", "share": [0.25, 0.5]}},
     "metrics": [
@@ -361,3 +363,21 @@ def test_a_toy_of_every_kind_runs_from_outside(project):
     fetched = pq.read_table(project.folder / "results/tables/fetched.parquet").to_pandas()
     assert fetched.set_index("metric")["value"]["accuracy"] == 0.5
     assert (project.folder / "results/figures/bar.svg").is_file()
+
+
+def test_a_planted_unsound_certifier_ends_the_workflow_with_its_violations_listed(project):
+    (project.folder / "plugins").mkdir()
+    for name, text in FILES.items():
+        (project.folder / "plugins" / name).write_text(textwrap.dedent(text).lstrip())
+    config = copy.deepcopy(CONFIG)
+    config["defenses"]["margin"]["factor"] = 10.0
+    config["experiments"] = [{**config["experiments"][0], "variants": ["clean"]}]
+    project.configure(config)
+    done = project.run("results/report.html", check=False)
+    assert done.returncode == 1
+    assert "certificates were broken inside their own region" in done.stdout
+    assert "Traceback" not in done.stdout
+    found = json.loads((project.folder / "results/audit/toys.json").read_text())
+    assert found["violations"] and not found["sound"]
+    page = (project.folder / "results/report.html").read_text()
+    assert "violation" in page.lower()
