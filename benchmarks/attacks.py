@@ -97,11 +97,10 @@ def agreement(count: int, batch_size: int) -> None:
         theirs = (model(x_adv).argmax(1) == y).numpy()
         equal = 100 * np.mean(ours == theirs)
         names, hits = np.unique(columns["first_breaking_attack"], return_counts=True)
-        print(
-            f"{norm} {epsilon}: robust {100 * ours.mean():.2f} %, "
-            f"published {100 * theirs.mean():.2f} %, equal flags {equal:.2f} %, "
-            f"CPU {ours_s:.1f} s against {theirs_s:.1f} s (x{ours_s / theirs_s:.2f}); first breakers {dict(zip(names, hits, strict=True))}"
-        )
+        breakers = dict(zip(names.tolist(), hits.tolist(), strict=True))
+        print(f"{norm} {epsilon}, robust: {100 * ours.mean():.2f} %, first breakers {breakers}")
+        print(f"  published: {100 * theirs.mean():.2f} %, equal flags {equal:.2f} %")
+        print(f"  CPU {ours_s:.1f} s against {theirs_s:.1f} s (x{ours_s / theirs_s:.2f})")
 
 
 def median_s(functions: dict, least_s: float, device: str) -> dict[str, float]:

@@ -109,14 +109,14 @@ def test_few_classes_cap_the_targets(linear, middle, classes):
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_columns_do_not_depend_on_batch_size_or_order(make_work, linear, middle, norm):
     model = linear(5, SHAPE, 0)
-    x = middle(23, SHAPE, 1)
+    x = middle(14, SHAPE, 1)
     y = model(x).argmax(1)
     params = settings_of(norm, 0.012 if norm == "linf" else 0.06, steps=10, restarts=2, targets=3)
     tables = [
         fab.attack(make_work(params, model, x, y, batch_size=size, num_classes=5))
         for size in (1, 7, 64)
     ]
-    order = np.random.default_rng(0).permutation(23)
+    order = np.random.default_rng(0).permutation(14)
     shuffled = fab.attack(
         make_work(params, model, x[order], y[order], item_index=order, num_classes=5)
     )

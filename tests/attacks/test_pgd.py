@@ -140,6 +140,28 @@ def test_pgd_reaches_the_known_smallest_norms_of_the_toy_network(toy, toy_x, toy
         assert torch.equal(outcome.broken, smallest < epsilon), epsilon
 
 
+def test_foolbox_breaks_a_subset_of_the_images_at_equal_settings():
+    foolbox = pytest.importorskip("foolbox")
+    torch.manual_seed(0)
+    conv = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(288, 10)
+    ).eval()
+    conv.requires_grad_(False)
+    x = torch.rand(100, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    y = conv(x).argmax(1)
+    epsilon, steps = 0.015, 40
+    params = settings_of(
+        epsilon=epsilon, steps=steps, step_size=1 / 30, restarts=1, random_start=False
+    )
+    ours = pgd.run(Target(conv), x, y, params, np.arange(len(x))).broken
+    attack = foolbox.attacks.LinfPGD(rel_stepsize=1 / 30, steps=steps, random_start=False)
+    wrapped = foolbox.PyTorchModel(conv, bounds=(0, 1), device="cpu")
+    *_, theirs = attack(wrapped, x, y, epsilons=epsilon)
+    # Both walk the same path from the clean image; foolbox judges its last point only.
+    assert (theirs <= ours).all()
+    assert 10 < int(theirs.sum()) < 90 and int((ours & ~theirs).sum()) <= 2
+
+
 def test_a_separate_judge_decides_success_and_abstention_is_a_choice(linear, middle):
     model = linear(4, SHAPE, 0)
     x = middle(30, SHAPE, 1)

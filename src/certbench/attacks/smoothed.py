@@ -40,7 +40,8 @@ class SmoothedLogits:
     """log E[softmax f(x + sigma n)] estimated with noise draws that belong to the image.
 
     The draws of an image stay the same for all steps, which makes the objective deterministic,
-    until :meth:`redraw` asks for new ones. Noise is not clamped to the box.
+    until :meth:`redraw` asks for new ones; they stay in the device's memory, ``draws`` images for
+    every image of the batch. Noise is not clamped to the box.
 
     Args:
         logits: The base classifier, float32 [n, C, H, W] -> [n, K].
