@@ -352,5 +352,8 @@ def test_options_that_need_more_are_refused():
     refused("labels go from -1",
             lambda: certify_counts(None, counts, 1.0, 0.01, selection="label",
                                    labels=np.array([-1])))  # fmt: skip
-    refused("one coin per image",
-            lambda: certify_counts(counts, counts, 1.0, 0.01, interval="cp_randomised"))  # fmt: skip
+    for bound in ("one", "two"):
+        options = {"interval": "cp_randomised", "bound": bound}
+        refused(
+            "one coin", lambda options=options: certify_counts(counts, counts, 1, 0.01, **options)
+        )
