@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from certbench import __version__
+from certbench.cluster import doctor, estimate, watch
 from certbench.errors import CertbenchError
 
 if TYPE_CHECKING:
@@ -120,6 +121,9 @@ def parser() -> argparse.ArgumentParser:
         "log", metavar="LOG", help="tab-separated: idx, label, predict, radius, ..."
     )
     ladder.add_argument("--sigma", type=float, required=True, help="noise level of the log")
+
+    for module in (estimate, doctor, watch):
+        module.add_parser(commands)
     return top
 
 
