@@ -154,6 +154,14 @@ def node_states() -> dict[str, str]:
     return dict(sorted({tuple(line.split()[:2]) for line in text.splitlines()}))
 
 
+def running_jobs() -> list[str]:
+    """Ids of all jobs in the queue; none where no controller answers."""
+    try:
+        return run(["squeue", "-h", "-o", "%A"]).split()
+    except (OSError, subprocess.SubprocessError):
+        return []
+
+
 def run(command: list[str], timeout_s: float = 30) -> str:
     """Output of a command; CalledProcessError where it fails."""
     return subprocess.run(

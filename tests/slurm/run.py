@@ -1,0 +1,362 @@
+"""The workflow on a real SLURM, undisturbed and through every fault (``make slurm-test``).
+
+Starts the cluster of ``cluster.py``, runs a small study once through ``profiles/slurm``, checks in
+the accounting where every job ran, then injects faults into copies of the finished study. A fault
+counts as survived if the study finishes and every result column is that of the undisturbed run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from study import CERTIFICATES, ROOT, Study, now, tasks
+
+import cluster
+
+GPU_RULES = {"train", "predict", "collect", "fit", "attack"}
+ARRAYS = {"predict", "collect", "attack"}
+SHARDS = 4
+BEGAN = time.monotonic()
+
+
+def say(text: str) -> None:
+    """A line with the time since the start."""
+    print(f"[{time.monotonic() - BEGAN:5.0f} s] {text}", flush=True)
+
+
+def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Wait for a condition.
+
+    Raises:
+        AssertionError: It did not come true in time.
+    """
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError(f"no {what} after {seconds:.0f} s")
+        time.sleep(0.3)
+
+
+@contextlib.contextmanager
+def executor_plugin(folder: Path) -> Iterator[None]:
+    """The executor plugin on the path, outside of the project's environment.
+
+    With a cluster configuration whose daemons are down, the plugin slows every call of Snakemake
+    that finds it, so a test leaves it out of the environment that everything else uses.
+    """
+    if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
+        command = [
+            *(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"),
+            *("--target", str(folder), "-r", str(ROOT / "requirements-slurm.lock")),
+        ]
+        subprocess.run(command, check=True)
+        before = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), before)))
+    yield
+
+
+def running(study: Study) -> list[str]:
+    """SLURM ids (array tasks as ``job_task``) of the study's running jobs."""
+    text = cluster.run(["squeue", "-h", "-r", "-t", "R", "-o", "%i|%Z"])
+    found = [line.split("|") for line in text.splitlines()]
+    return [job for job, folder in found if Path(folder) == study.folder]
+
+
+def certifying(study: Study, count: int) -> dict[str, dict]:
+    """Wait until ``count`` shards certify with progress on the disk; their statuses by SLURM id."""
+    until(lambda: len(study.kept()) >= count, 600, f"{count} shards with progress\n" + study.said)
+    return {status["slurm_job"]: status for status in study.statuses() if status["slurm_job"]}
+
+
+# -- the undisturbed run ---------------------------------------------------------------------------
+
+
+def undisturbed(folder: Path) -> Study:
+    """The whole study once; every job must have been where the profile says."""
+    study, since = Study(folder), now()
+    code = study.run()
+    assert code == 0, f"exit code {code}\n{study.said[-4000:]}"
+    done = tasks(since)
+    assert {task.state for task in done} == {"COMPLETED"}, done
+    for task in done:
+        if task.rule in GPU_RULES:
+            assert task.partition == "gpu_4_a100", task
+            assert task.resources["gres/gpu"] == "1", task
+            assert task.resources["gres/gpu:a100"] == "1", task
+            assert task.resources["cpu"] == "16", task
+            assert task.resources["mem"] == "127500M", task
+            assert task.node in ("gpu1", "gpu2"), task
+        else:
+            assert task.partition == "single" and task.node == "cpu1", task
+            assert "gres/gpu" not in task.resources, task
+    rules = {task.rule for task in done}
+    expected = {"prepare", "train", *ARRAYS, "decide", "audit", "table", "report"}
+    assert rules >= expected, rules
+    for rule in ARRAYS:
+        ids = [task.id for task in done if task.rule == rule]
+        assert len(ids) == SHARDS and all("_" in i for i in ids), (rule, ids)
+        assert len({i.split("_")[0] for i in ids}) == 1, f"{rule} went out as {ids}"
+    say(
+        f"undisturbed: {len(done)} jobs, GPU rules in gpu_4_a100 with one A100, 16 CPUs and "
+        f"127500 MB, CPU rules in single, {', '.join(sorted(ARRAYS))} as arrays of {SHARDS}"
+    )
+    return study
+
+
+def refusals(reference: Study, folder: Path) -> None:
+    """What would hang or land in the wrong place is refused before anything is submitted."""
+    study, since = Study(folder, reference), now()
+    shutil.rmtree(study.folder / "results" / "stats")
+    for options, words in (
+        (("--jobs", "3", "--config", "shards={items: 2, samples: 8000}"), "jobs is 3"),
+        (("--set-resources", "collect:gpu_model=v100"), "GPU model 'v100'"),
+        (("--set-resources", "collect:runtime=9000"), "9,000 minutes is above the limit"),
+        (("--set-resources", "decide:slurm_partition=singel"), "did you mean 'single'?"),
+    ):
+        code = study.run(CERTIFICATES, *options)
+        assert code != 0 and words in study.said, f"{options}: {study.said[-2000:]}"
+        assert "Traceback" not in study.said, study.said
+    assert tasks(since) == [], "something was submitted"
+    say("refused before anything was submitted: jobs below the shards, GPU model, runtime, name")
+    shutil.rmtree(study.folder)
+
+
+# -- faults ----------------------------------------------------------------------------------------
+
+
+def same(study: Study, reference: Study) -> None:
+    """Assert that every result column is that of the undisturbed run."""
+    ours, theirs = study.columns(), reference.columns()
+    assert ours.keys() == theirs.keys()
+    different = [name for name in ours if ours[name] != theirs[name]]
+    assert not different, f"columns differ: {different[:5]}"
+
+
+def finish(study: Study, reference: Study) -> str:
+    """Let the run end, run again if it failed, and compare; says how many runs it took."""
+    code, again = study.wait(), 0
+    while code != 0 and again < 2:
+        again += 1
+        code = study.run(CERTIFICATES)
+    assert code == 0, study.said[-4000:]
+    same(study, reference)
+    return "by itself" if not again else f"re-run finished ({again})"
+
+
+def of_one_run(reference: Study, folder: Path) -> dict[str, str]:
+    """Five faults in one run, one on each shard and one on the controller."""
+    study, since = Study(folder, reference), now()
+    study.forget(SHARDS)
+    study.start(CERTIFICATES)
+    victims = sorted(certifying(study, SHARDS))
+    assert len(victims) == SHARDS, victims
+    say("controller restart")
+    cluster.stop_process("slurmctld")
+    time.sleep(3)
+    cluster.start_controller()
+    say("scancel, kill -9, requeue, node down")
+    cluster.run(["scancel", victims[0]])
+    killed = [
+        pid
+        for pid in study.processes(slurm_job=victims[1])
+        if b"collect.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    assert killed, "the script of the shard is not there"
+    for pid in killed:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    cluster.run(["scontrol", "requeue", victims[2]])
+    node = cluster.run(["squeue", "-h", "-j", victims[3], "-o", "%N"]).strip()
+    assert node.startswith("gpu"), node
+    # The power goes: the node's daemon and its jobs' processes, then the controller notices.
+    cluster.stop_process(f"slurmd-{node}", signal.SIGKILL)
+    for pid in study.processes(node=node):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    cluster.run(["scontrol", "update", f"nodename={node}", "state=down", "reason=test"])
+    time.sleep(5)
+    cluster.start_node(node)
+    cluster.run(["scontrol", "update", f"nodename={node}", "state=resume"])
+    outcome = finish(study, reference)
+    states = [task.state for task in tasks(since) if task.rule == "collect"]
+    seen = ", ".join(sorted({state for state in states if state != "COMPLETED"}))
+    assert {"CANCELLED", "FAILED"} & set(states), states
+    assert {"NODE_FAIL", "REQUEUED"} & set(states), states
+    return dict.fromkeys(
+        (
+            "scancel of a running job",
+            "kill -9 of its process",
+            "requeue",
+            f"node down and back ({node})",
+            "controller restart",
+        ),
+        f"{outcome}; {seen}",
+    )
+
+
+def time_limit(reference: Study, folder: Path) -> dict[str, str]:
+    """The time limit strikes in mid-certification; the retry goes on from the flushed progress."""
+    study, since = Study(folder, reference), now()
+    study.forget(1)
+    study.start(CERTIFICATES)
+    ((job, status),) = certifying(study, 1).items()
+    cluster.run(["scontrol", "update", f"jobid={job}", "timelimit=1"])
+    # Held as by a slow file system until just before the limit of one minute, SLURM's shortest.
+    os.kill(status["pid"], signal.SIGSTOP)
+    before = sum(study.kept().values())
+    started = cluster.run(["squeue", "-h", "-j", job, "-o", "%S"]).strip()
+    limit = time.mktime(time.strptime(started, "%Y-%m-%dT%H:%M:%S")) + 60
+    time.sleep(max(0.0, limit - time.time() - 2))
+    os.kill(status["pid"], signal.SIGCONT)
+    # SLURM looks at limits every half minute; a stopped process would not see the signal.
+    until(lambda: job not in running(study), 120, "end at the limit")
+    kept = sum(study.kept().values())
+    assert kept >= before > 0, (before, kept)
+    resumed: list[int] = []
+
+    def goes_on() -> bool:
+        resumed.extend(s["done"] for s in study.statuses() if s["pid"] != status["pid"])
+        return any(done >= kept for done in resumed) or study.process.poll() is not None
+
+    until(goes_on, 600, "retry")
+    outcome = finish(study, reference)
+    states = {task.state for task in tasks(since) if task.rule == "collect"}
+    assert "TIMEOUT" in states, states
+    return {"time limit in a certification": f"{outcome}; TIMEOUT, {kept:,} passes kept"}
+
+
+def file_system_full(reference: Study, folder: Path) -> dict[str, str]:
+    """The results' file system fills up in mid-run; after more space a re-run finishes."""
+    study = Study(folder, reference)
+    study.forget(2)
+    results = study.folder / "results"
+    held = study.folder / "held"
+    results.rename(held)
+    results.mkdir()
+    cluster.run(["mount", "-t", "tmpfs", "-o", "size=64M", "none", str(results)])
+    try:
+        shutil.copytree(held, results, symlinks=True, dirs_exist_ok=True)
+        study.start(CERTIFICATES, "--retries", "0")
+        certifying(study, 1)
+        filler = results / "filler"
+        with open(filler, "wb") as file, contextlib.suppress(OSError):
+            while True:
+                file.write(b"\0" * 65536)
+        with open(results / "filler2", "wb") as file, contextlib.suppress(OSError):
+            while True:
+                os.write(file.fileno(), b"\0" * 512)
+        code = study.wait()
+        assert code != 0, "a run on a full file system ended well"
+        assert "file system is full" in study.said, study.said[-3000:]
+        for name in ("filler", "filler2"):
+            (results / name).unlink()
+        outcome = finish_again(study, reference)
+    finally:
+        subprocess.run(["umount", "-l", str(results)], capture_output=True)
+    return {"results file system full": f"said so; {outcome}"}
+
+
+def finish_again(study: Study, reference: Study) -> str:
+    """Run again and compare."""
+    code = study.run(CERTIFICATES)
+    assert code == 0, study.said[-4000:]
+    same(study, reference)
+    return "re-run finished (1)"
+
+
+def two_instances_and_a_killed_one(reference: Study, folder: Path) -> dict[str, str]:
+    """A second Snakemake on the folder is refused; so is a new one while a dead one's jobs run."""
+    study, since = Study(folder, reference), now()
+    study.forget(2)
+    study.start(CERTIFICATES)
+    certifying(study, 2)
+    submitted = len(tasks(since))
+    first, log = study.process, study.log
+    code = study.run(CERTIFICATES)
+    assert code != 0 and "cannot be locked" in study.said, study.said[-2000:]
+    study.process = first
+    study.kill()
+    assert running(study), f"the jobs ended with their Snakemake\n{log.read_text()[-2000:]}"
+    code = study.run(CERTIFICATES)
+    assert code != 0 and "cannot be locked" in study.said, study.said[-2000:]
+    study.unlock()
+    code = study.run(CERTIFICATES)
+    assert code != 0 and "scancel --name=" in study.said, study.said[-2000:]
+    mine = [task for task in tasks(since) if task.name in {t.name for t in tasks(since)[:1]}]
+    assert len(mine) == submitted, "a second writer was submitted"
+    remedy = study.said.split("`")[1]
+    assert remedy.startswith("scancel --name="), remedy
+    cluster.run(remedy.split())
+    until(lambda: not running(study), 60, "end of the cancelled jobs")
+    kept = sum(study.kept().values())
+    outcome = finish_again(study, reference)
+    return {
+        "two instances on one folder": "second refused",
+        "Snakemake killed, its jobs run on": f"refused until cancelled ({kept:,} passes kept); "
+        f"{outcome}",
+    }
+
+
+FAULTS = (time_limit, file_system_full, two_instances_and_a_killed_one)
+EXPECTED = 9
+
+
+def main() -> int:
+    """Run everything; exit code 0 if all was as it should be."""
+    folder = Path(tempfile.mkdtemp(prefix="certbench-slurm-"))
+    os.environ["CERTBENCH_MAX_THREADS"] = "1"
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = "1"
+    table: dict[str, str] = {}
+    failed: dict[str, str] = {}
+
+    def attempt(fault: Callable[[Study, Path], dict[str, str]]) -> None:
+        try:
+            table.update(fault(reference, folder / fault.__name__))
+        except BaseException:
+            failed[fault.__name__] = traceback.format_exc()
+        say(f"{fault.__name__}: {'FAILED' if fault.__name__ in failed else 'survived'}")
+
+    try:
+        with executor_plugin(folder / "plugin"):
+            cluster.start()
+            say(f"cluster: {cluster.node_states()}")
+            reference = undisturbed(folder / "reference")
+            refusals(reference, folder / "refusals")
+            attempt(of_one_run)
+            # The other faults hurt only their own jobs, so they run side by side.
+            threads = [threading.Thread(target=attempt, args=(fault,)) for fault in FAULTS]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        for name in tuple(cluster.running_jobs()):
+            subprocess.run(["scancel", name], capture_output=True, timeout=30)
+        cluster.stop()
+        if os.environ.get("CERTBENCH_KEEP_SLURM_TEST"):
+            say(f"kept: {folder}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    for name, trace in failed.items():
+        print(f"\n-- {name}\n{trace}")
+    width = max(map(len, table), default=0)
+    print("\n" + "\n".join(f"{name:<{width}}  {outcome}" for name, outcome in table.items()))
+    print(f"faults survived: {len(table)} of {EXPECTED}")
+    return 0 if len(table) == EXPECTED and not failed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
