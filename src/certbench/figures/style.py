@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 4.8
-"""Width of a figure in inches; at 390 px of screen its smallest text is 9 px high."""
+WIDTH = 4.3
+"""Width of a figure in inches; on a screen 390 px wide its smallest text is 9 px high."""
 
 INK = "#1b2330"
 MUTED = "#5b6675"
@@ -206,7 +206,7 @@ class Sheet:
             axes.tick_params(axis="y", length=0)
         if xlabel:
             axes.set_xlabel(xlabel)
-        lines = textwrap.wrap(title, int(11.5 * self.width))
+        lines = textwrap.wrap(title, int(10.8 * self.width))
         wrapped = [_broken(entry, int(11.3 * self.width)) for entry in key]
         entries = sum(1 + entry.get_label().count("\n") for entry in wrapped)
         self._panels.append(
@@ -218,7 +218,7 @@ class Sheet:
                 "body": body,
                 "bottom": (0.24 if ticks else 0.06) + (0.2 if xlabel else 0) + 0.08,
                 "key": wrapped,
-                "under": 0.19 * entries + (0.12 if entries else 0),
+                "under": 0.19 * entries + (0.08 if entries else 0),
             }
         )
         return axes

@@ -38,6 +38,8 @@ def draw(data: FigureData, params: Params) -> Figure:
     if frame.empty:
         return style.nothing("No model was trained yet")
     models = [model for model, _ in data.looks.sort((model, None) for model in frame["model"])]
+    from matplotlib.ticker import MaxNLocator
+
     sheet = style.Sheet()
     entries = [
         style.handle(data.looks.of(model), model, marker="", linestyle="-") for model in models
@@ -59,6 +61,7 @@ def draw(data: FigureData, params: Params) -> Figure:
     style.percent_axis(accuracy.yaxis)
     accuracy.set_ylim(0, 1.02)
     for axes in (loss, accuracy):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlim(left=0)
         style.despine(axes)
     return sheet.done()

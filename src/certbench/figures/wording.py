@@ -101,14 +101,14 @@ def size(value: float) -> str:
 
 
 def threat(threat_id: str | None) -> str:
-    """A threat as a reader knows it: ``lp-linf-8of255`` is ``ℓ∞ ≤ 8/255``."""
+    """A threat as a reader knows it: ``lp-linf-8of255`` is ``ℓ∞ ≤ 8/255``, unbroken."""
     if not threat_id or not known(threat_id):
         return ""
     parts = threat_id.split("-")
     if parts[0] == "lp" and len(parts) >= 2:
         rest = [part.replace("of", "/") for part in parts[2:3]]
         more = f" ({', '.join(parts[3:])})" if len(parts) > 3 else ""
-        return norm(parts[1]) + (f" ≤ {rest[0]}" if rest else "") + more
+        return norm(parts[1]) + (f"\u00a0≤\u00a0{rest[0]}" if rest else "") + more
     return " ".join(parts)
 
 

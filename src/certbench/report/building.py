@@ -136,11 +136,13 @@ def context(found: Sources) -> dict[str, Any]:
     numbers = Numbers(found.tables)
     audit = details.audit(found)
     made = findings.build(found, numbers)
+    headline, said = findings.headline(made, len(audit.violations), audit.sound)
     return {
         "title": found.title,
         "experiments": found.experiments,
         "missing": found.missing,
-        "headline": findings.headline(made, len(audit.violations), audit.sound),
+        "headline": headline,
+        "said": said,
         "findings": made,
         "cross": crosstable.build(found, numbers),
         "audit": audit,

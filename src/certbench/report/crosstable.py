@@ -42,14 +42,14 @@ class CrossTable:
         place: Dataset and split.
         items: What the numbers are about, for example ``200 images``.
         groups: Title and number of columns of each column group.
-        columns: Title of each column.
+        columns: Title of each column, and a second line.
         rows: Name and cells of each row.
     """
 
     place: str
     items: str
     groups: list[tuple[str, int]] = field(default_factory=list)
-    columns: list[str] = field(default_factory=list)
+    columns: list[tuple[str, str]] = field(default_factory=list)
     rows: list[tuple[dict[str, Any], list[Cell]]] = field(default_factory=list)
 
 
@@ -71,15 +71,15 @@ def _table(sources: Sources, numbers: Numbers, place: tuple) -> CrossTable:
     )
     norm = _norm(sources, place)
     table.groups = [("clean", 1)]
-    table.columns = ["right"]
+    table.columns = [("right", "")]
     if radii:
         table.groups.append(
             (f"certified to an {norm} radius of" if norm else "certified to", len(radii))
         )
-        table.columns += [f"{radius:g}" for radius in radii]
+        table.columns += [(f"{radius:g}", "") for radius in radii]
     if attacks:
         table.groups.append(("right under attack", len(attacks)))
-        table.columns += [f"{attack} {wording.threat(threat)}" for attack, threat in attacks]
+        table.columns += [(attack, wording.threat(threat)) for attack, threat in attacks]
     attacked = [
         (attack, variant)
         for attack, _ in attacks
@@ -89,13 +89,13 @@ def _table(sources: Sources, numbers: Numbers, place: tuple) -> CrossTable:
     if variants:
         at = f" (at: {common})" if common else ""
         table.groups.append((f"right under shift{at}", len(variants)))
-        table.columns += [names[variant] for variant in variants]
+        table.columns += [(names[variant], "") for variant in variants]
     if attacked:
         table.groups.append(("right under shift and attack", len(attacked)))
-        table.columns += [f"{names[variant]}, {attack}" for attack, variant in attacked]
+        table.columns += [(attack, names[variant]) for attack, variant in attacked]
     if radii:
         table.groups += [("abstains", 1), ("cost of an answer", 2)]
-        table.columns += ["clean", "passes", "time"]
+        table.columns += [("clean", ""), ("passes", ""), ("time", "")]
     reference = middle(radii)
     for pair in pairs:
         cells = [_share(_right(numbers, place, pair, "clean"))]

@@ -62,29 +62,31 @@ def build(sources: Sources, numbers: Numbers) -> list[Finding]:
     return sorted(made, key=lambda finding: -finding.certified)
 
 
-def headline(findings: list[Finding], violations: int, sound: bool | None) -> list[str]:
+def headline(findings: list[Finding], violations: int, sound: bool | None) -> tuple[list[str], int]:
     """The answer to the page's question in at most three paragraphs.
 
     Args:
         findings: The strongest first.
         violations: Number of certificates broken inside their region.
         sound: Whether chance explains them; None without an audit.
+
+    Returns:
+        The paragraphs, and how many of the first finding's sentences are among them.
     """
     if not findings:
-        return ["No certificate has been made yet, so there is no answer yet."]
-    best = findings[0]
-    said = [best.sentences[0]]
+        return ["No certificate has been made yet, so there is no answer yet."], 0
+    told = findings[0].sentences[:1] if violations and not sound else findings[0].sentences[:2]
+    said = list(told)
     if violations:
         broken = wording.plural(violations, "certificate was", "certificates were")
-        said.append(
+        said.insert(
+            1,
             f"{broken} broken inside the certified region, as the failure probability α allows."
             if sound
             else f"But {broken} broken inside the certified region, more than α explains: until it "
-            "is understood why, trust none of the certified numbers."
+            "is understood why, trust none of the certified numbers.",
         )
-    if len(best.sentences) > 1 and (sound or not violations):
-        said.append(best.sentences[1])
-    return said
+    return said, len(told)
 
 
 def reference_radius(numbers: Numbers, place: tuple, pair: tuple[str, str]) -> float | None:
@@ -173,8 +175,8 @@ def _certified(
     name = classifier(sources.defenses.get(pair, {}))
     ball = _ball(threat, f"{radius:g}")
     text = (
-        f"On {wording.plural(certified.n, 'image')} of {place[0]}, the {name} made of {pair[0]} is "
-        f"right and certified against {ball} on {certified.percent} ({certified.interval})"
+        f"On {wording.plural(certified.n, 'image')} of {place[0]}, the {name} made of “{pair[0]}” "
+        f"is right and certified against {ball} on {certified.percent} ({certified.interval})"
     )
     if bare is None:
         return text + "."
@@ -250,8 +252,9 @@ def _bare_under(numbers: Numbers, place: tuple, pair: tuple[str, str], attack: s
     for model, defense in numbers.pairs[place]:
         value = numbers.get("robust_accuracy", place, (model, defense), attack=attack)
         if value is not None and not defended((model, defense)):
-            found.append(f"{model} on {value.percent}")
-    return f" Of the bare models, {wording.listed(found)}." if found else ""
+            verb = "" if found else "stays right "
+            found.append(f"bare “{model}” {verb}on {value.percent}")
+    return f" Attacked likewise, {wording.listed(found)}." if found else ""
 
 
 def _shifted(numbers: Numbers, place: tuple, pair: tuple[str, str], radius: float | None) -> _Part:
@@ -305,9 +308,9 @@ def promise(
     said = []
     if sigma is not None:
         said.append(
-            f"The {name} answers with the class that {pair[0]} gives most often when noise of "
-            f"level σ = {sigma:g} is added to the image. It is not the bare model, and the "
-            "certificate says nothing about the bare model."
+            f"The {name} answers with the class that “{pair[0]}” gives most often when noise of "
+            f"level σ\u00a0=\u00a0{sigma:g} is added to the image. It is not the bare model, and "
+            "the certificate says nothing about the bare model."
         )
     kind, guarantee = threat.get("threat_kind"), threat.get("threat_guarantee")
     region = (
