@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -188,14 +189,25 @@ _QUADRIC_KEYS = ("centre", "axes", "cylinder", "ragged")
 _LOOK_KEYS = ("material", "label", "colour", "slot", "params")
 
 
+_SHAPES: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("origin", "u", "v", "outward", "centre", "colour"), (3,)),
+    "insets": (2,),
+    "axes": (3, 3),
+    "params": (4,),
+}
+_TYPES: dict[str, Any] = {
+    **dict.fromkeys(("cylinder", "ragged"), bool),
+    **dict.fromkeys(("material", "label", "outline", "slot"), np.uint8),
+    "params": np.float32,
+}
+
+
 def _as_arrays(columns: dict[str, list]) -> dict[str, np.ndarray]:
-    made = {key: np.asarray(value) for key, value in columns.items()}
-    for key in ("origin", "u", "v", "outward", "insets", "centre", "axes"):
-        if key in made:
-            made[key] = made[key].astype(np.float64)
+    made = {}
+    for key, values in columns.items():
+        shape = (len(values), *_SHAPES.get(key, ()))
+        made[key] = np.asarray(values, dtype=_TYPES.get(key, np.float64)).reshape(shape)
     made["colour"] = linear(made["colour"])
-    made["params"] = made["params"].astype(np.float32)
-    made["material"] = made["material"].astype(np.uint8)
     return made
 
 
@@ -270,7 +282,7 @@ def assemble(library: Library, placed: Placed) -> Primitives:
     of_all = np.concatenate([of_quad, of_quadric])
     slot = np.concatenate([flat["slot"][quad], round_["slot"][quadric]])
     fixed = np.concatenate([flat["colour"][quad], round_["colour"][quadric]])
-    own = placed.colours[of_all, np.maximum(slot, 1) - 1]
+    own = placed.colours[of_all, np.maximum(slot, 1).astype(np.int64) - 1]
     return Primitives(
         origin=placed.position[of_quad] + place(flat["origin"][quad]),
         u=u,

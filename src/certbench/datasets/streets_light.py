@@ -192,7 +192,7 @@ def atmosphere(description: SceneDescription, condition: str) -> Atmosphere:
         wet=0.3 * float(rng.uniform(0, 1) < 0.4),
         snow=0.0,
         dark=True,
-        exposure=1.45 * gain,
+        exposure=1.15 * gain,
         grain=4.5,
         tint=(1.02 + warm, 1.0, 0.96 - warm),
     )

@@ -193,7 +193,7 @@ def _facade(p: _Patch):
     glass = _tint((58, 68, 80)) * (0.35 + 1.5 * dice**2)[:, None]
     glass = mix(glass, np.broadcast_to(_tint((200, 195, 185)), glass.shape), 0.8 * cross)
     albedo = mix(wall, glass, pane)
-    lit = (grain(level, cell, p.key + 77) < 0.34) * pane
+    lit = (grain(level, cell, p.key + 77) < 0.28) * pane
     lamp = (lit * (0.5 + dice))[:, None] * single([0.95, 0.66, 0.32])
     gloss = 0.35 * pane * (0.3 + dice)
 
