@@ -445,6 +445,9 @@ class _Planner:
             "defense": defense.attack_block() if defense else {"id": BARE},
             "attack": {"id": attack.id, **attack.block()},
         }
+        checks = self.config["attacks"][attack.definition]["checks"]
+        if checks:
+            work["checks"] = checks
         files = self._files(selection, model, variant)
         if hasattr(attack.module, "fit"):
             key = (selection.id, model.key[0], defense_id, attack.id)

@@ -87,35 +87,46 @@ def run(job: Job) -> None:
     label = f"{block['id']} on {work['defense']['id']} of {work['model']}"
     with job.progress() as progress, job.bar(len(images), label, "images") as bar:
         began = time.perf_counter()
-        columns = module.attack(
-            AttackWork(
-                params=params,
-                logits=surface.logits,
-                judge=surface.judge,
-                images=images.to(job.device),
-                labels=torch.from_numpy(batch.labels.astype(np.int64)).to(job.device),
-                item_index=batch.item_index.astype(np.int64),
-                item_ids=batch.item_ids,
-                seed64=seed,
-                device=job.device,
-                batch_size=job.batch_size,
-                num_classes=num_classes,
-                progress=progress,
-                tick=lambda done, total: bar.update(done - bar.done),
-                exact=work["numerics"] == "exact",
-                artifact=job.inputs.get("artifact"),
-            )
+        attack_work = AttackWork(
+            params=params,
+            logits=surface.logits,
+            judge=surface.judge,
+            images=images.to(job.device),
+            labels=torch.from_numpy(batch.labels.astype(np.int64)).to(job.device),
+            item_index=batch.item_index.astype(np.int64),
+            item_ids=batch.item_ids,
+            seed64=seed,
+            device=job.device,
+            batch_size=job.batch_size,
+            num_classes=num_classes,
+            progress=progress,
+            tick=lambda done, total: bar.update(done - bar.done),
+            exact=work["numerics"] == "exact",
+            artifact=job.inputs.get("artifact"),
         )
-        columns = dict(columns)
+        columns = dict(module.attack(attack_work))
         adversarial = np.asarray(columns.pop("x_adv"), np.float32)
         spent = progress.seconds if progress.resumed else time.perf_counter() - began
         if surface.confirm is not None:
-            _confirm(columns, surface.confirm, adversarial, batch, job.device)
-        _write(job, module, params, columns, adversarial, batch, images, spent)
+            _confirm(columns, surface.confirm, adversarial, batch, attack_work)
+        checks = _checks(attack_work, columns, int(work.get("checks", 0)))
+        _write(job, module, params, columns, adversarial, batch, images, spent, checks)
         progress.clear()
 
 
-def _confirm(columns: dict, confirm: Any, adversarial: np.ndarray, batch: Any, device: Any) -> None:
+# What a success leaves in the columns, and what stands there where nothing succeeded.
+_UNBROKEN = {
+    "status": "survived",
+    "first_breaking_attack": "",
+    "broken_by": "",
+    "restart": -1,
+    "iterations_to_success": -1,
+}
+
+
+def _confirm(
+    columns: dict, confirm: Any, adversarial: np.ndarray, batch: Any, work: AttackWork
+) -> None:
     """Judge successes once more with noise that the attack has never seen.
 
     An attack asks its judge many times, so a lucky draw of the judge's noise may look like success.
@@ -125,18 +136,33 @@ def _confirm(columns: dict, confirm: Any, adversarial: np.ndarray, batch: Any, d
     broken = np.flatnonzero(np.asarray(columns["status"]) == "broken")
     if not len(broken):
         return
-    points = torch.from_numpy(adversarial[broken]).to(device)
+    points = torch.from_numpy(adversarial[broken]).to(work.device)
     answers = confirm(points, items=batch.item_index[broken].astype(np.int64)).cpu().numpy()
-    status = np.asarray(columns["status"], object).copy()
-    status[broken[answers == batch.labels[broken]]] = "survived"
+    undone = answers == batch.labels[broken]
+    if not getattr(work.params, "abstain_breaks", True):
+        undone |= answers < 0
+    for name, value in _UNBROKEN.items():
+        if name in columns:
+            changed = np.asarray(columns[name], object if isinstance(value, str) else None).copy()
+            changed[broken[undone]] = value
+            columns[name] = changed
     predictions = np.asarray(columns["adv_pred"]).copy()
     predictions[broken] = answers
     forward = np.asarray(columns["n_forward"]).copy()
     forward[broken] += int(getattr(confirm, "passes", 1))
-    columns |= {"status": status, "adv_pred": predictions, "n_forward": forward}
+    columns |= {"adv_pred": predictions, "n_forward": forward}
 
 
-def _write(job, module, params, columns, adversarial, batch, images, spent) -> None:
+def _checks(work: AttackWork, columns: dict, limit: int) -> list[dict[str, Any]]:
+    """Checks C1 to C12 of this evaluation on its first images, where they are asked for."""
+    if not limit or not hasattr(work.params, "norm"):
+        return []
+    from certbench.attacks import checks
+
+    return [check.row() for check in checks.examine(work, columns, limit=limit)]
+
+
+def _write(job, module, params, columns, adversarial, batch, images, spent, checks) -> None:
     threat = module.threat(params)
     threat = threat if isinstance(threat, Threat) else Threat(**threat)
     delta = (adversarial - images.numpy()).astype(np.float64).reshape(len(adversarial), -1)
@@ -160,5 +186,5 @@ def _write(job, module, params, columns, adversarial, batch, images, spent) -> N
             path, x_adv=adversarial, item_index=batch.item_index, label=batch.labels
         )
     made = rows.table("attacks", columns, keys, module.columns)
-    footer = job.provenance(device_time_s=spent, shape=list(images.shape[1:]))
+    footer = job.provenance(device_time_s=spent, shape=list(images.shape[1:]), checks=checks)
     rows.write(job.output("rows"), made, "attacks", footer)

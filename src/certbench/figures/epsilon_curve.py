@@ -1,4 +1,4 @@
-"""Accuracy over the size of the perturbation: minimum-norm attacks, a grid of budgets, the floor."""
+"""Accuracy over perturbation size: minimum-norm attacks, a grid of budgets, the floor."""
 
 from __future__ import annotations
 

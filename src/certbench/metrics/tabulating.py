@@ -98,6 +98,7 @@ def run(job: Job) -> None:
                 frames[kind] = row_files.read(job.inputs.get(kind, []), kind).to_pandas()
             made += tabulate(frames[kind], module, params, threats, job.inputs.get(kind, []))
             bar.update(1)
+    made += check_rows(job.inputs.get("attacks", []))
     table = pd.DataFrame(made, columns=COLUMNS[1:])
     table.insert(0, "experiment", work["experiment"])
     write_table(job, table)
@@ -126,6 +127,38 @@ def tabulate(
         context = Context(threats, dimension)
         made += [{**labels, **row} for row in module.compute(group, params, context)]
     return made
+
+
+def check_rows(paths: Sequence[Any]) -> list[dict[str, Any]]:
+    """Checks of the evaluation (C1 to C12), as rows ``check:<id>`` beside what was attacked.
+
+    ``value`` is the measurement of the worst shard, ``parameter`` its limit, and ``n`` the number
+    of shards in which the alarm went off.
+    """
+    found: dict[tuple, dict[str, Any]] = {}
+    for path in paths:
+        footer = row_files.provenance(path)
+        work = footer["work"]
+        for check in footer.get("checks", []):
+            labels = {
+                "task": work["task"],
+                "dataset": work["dataset"]["id"],
+                "split": work["dataset"]["split"],
+                "view": work["dataset"]["view"],
+                "variant_id": work["variant"]["variant_id"],
+                "model": work["model"],
+                "defense": work["defense"]["id"],
+                "attack": work["attack"]["id"],
+                "threat_id": None,
+            }
+            name = f"check:{check['check']} {check['test']}"
+            row = value(name, check["value"], int(check["alarm"]), check["limit"])
+            key = (*labels.values(), name)
+            known = found.setdefault(key, {**labels, **row, "n": 0})
+            known["n"] += int(check["alarm"])
+            if row["value"] is not None and row["value"] > (known["value"] or float("-inf")):
+                known["value"] = row["value"]
+    return list(found.values())
 
 
 def _dimension(paths: Sequence[Any]) -> int | None:
