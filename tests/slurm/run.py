@@ -3,6 +3,9 @@
 Starts the cluster of ``cluster.py``, runs a small study once through ``profiles/slurm``, checks in
 the accounting where every job ran, then injects faults into copies of the finished study. A fault
 counts as survived if the study finishes and every result column is that of the undisturbed run.
+
+While the test itself is worked on, ``CERTBENCH_KEEP_SLURM_TEST=1`` keeps its folder, and
+``CERTBENCH_SLURM_REFERENCE=<folder>/reference`` starts from a kept undisturbed run.
 """
 
 from __future__ import annotations
@@ -21,9 +24,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from study import CERTIFICATES, ROOT, Study, now, tasks
-
 import cluster
+from study import CERTIFICATES, ROOT, Study, now, tasks
 
 GPU_RULES = {"train", "predict", "collect", "fit", "attack"}
 ARRAYS = {"predict", "collect", "attack"}
@@ -119,17 +121,19 @@ def refusals(reference: Study, folder: Path) -> None:
     """What would hang or land in the wrong place is refused before anything is submitted."""
     study, since = Study(folder, reference), now()
     shutil.rmtree(study.folder / "results" / "stats")
-    for options, words in (
-        (("--jobs", "3", "--config", "shards={items: 2, samples: 8000}"), "jobs is 3"),
-        (("--set-resources", "collect:gpu_model=v100"), "GPU model 'v100'"),
-        (("--set-resources", "collect:runtime=9000"), "9,000 minutes is above the limit"),
-        (("--set-resources", "decide:slurm_partition=singel"), "did you mean 'single'?"),
+    ten = study.folder / "ten.yaml"
+    ten.write_text("shards: {items: 2}\n")
+    for options, overlay, words in (
+        (("--jobs", "3"), ten, "jobs is 3"),
+        (("--set-resources", "collect:gpu_model=v100"), None, "GPU model 'v100'"),
+        (("--set-resources", "collect:runtime=9000"), None, "9,000 minutes is above the limit"),
+        (("--set-resources", "decide:slurm_partition=singel"), None, "did you mean 'single'?"),
     ):
-        code = study.run(CERTIFICATES, *options)
+        code = study.run(CERTIFICATES, *options, overlay=overlay)
         assert code != 0 and words in study.said, f"{options}: {study.said[-2000:]}"
         assert "Traceback" not in study.said, study.said
     assert tasks(since) == [], "something was submitted"
-    say("refused before anything was submitted: jobs below the shards, GPU model, runtime, name")
+    say("refused before anything was submitted: jobs below ten shards, GPU model, runtime, name")
     shutil.rmtree(study.folder)
 
 
@@ -333,7 +337,10 @@ def main() -> int:
         with executor_plugin(folder / "plugin"):
             cluster.start()
             say(f"cluster: {cluster.node_states()}")
-            reference = undisturbed(folder / "reference")
+            if kept := os.environ.get("CERTBENCH_SLURM_REFERENCE"):
+                reference = Study(folder / "reference", Study.kept_at(Path(kept)))
+            else:
+                reference = undisturbed(folder / "reference")
             refusals(reference, folder / "refusals")
             attempt(of_one_run)
             # The other faults hurt only their own jobs, so they run side by side.

@@ -79,8 +79,19 @@ class Study:
             for log in folder.glob("run-*.log"):
                 log.unlink()
 
+    @classmethod
+    def kept_at(cls, folder: Path) -> Study:
+        """A study that an earlier test left."""
+        made = cls.__new__(cls)
+        made.folder, made.process, made.runs = folder, None, 0
+        return made
+
     def start(
-        self, target: str = REPORT, *options: str, environment: dict[str, str] | None = None
+        self,
+        target: str = REPORT,
+        *options: str,
+        overlay: Path | None = None,
+        environment: dict[str, str] | None = None,
     ) -> None:
         """Start Snakemake; its output goes to a log of its own for each run."""
         self.runs += 1
@@ -88,7 +99,7 @@ class Study:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "snakemake", "--profile", "profiles/slurm"),
-                    *("--configfile", str(CONFIG)),
+                    *("--configfile", str(CONFIG), *([str(overlay)] if overlay else [])),
                     # The profile's pauses suit a busy cluster, not a test.
                     *("--slurm-init-seconds-before-status-checks", "3", "--latency-wait", "20"),
                     *options,
