@@ -306,3 +306,13 @@ def test_an_adversarial_step_comes_first(tiny):
     ]
     tiny["experiments"][1]["variants"] = ["adv"]
     assert "make the adversarial step the first" in refusal(tiny)
+
+
+def test_every_configuration_that_ships_can_be_planned():
+    from certbench import config
+
+    folder = config.project_root() / "config"
+    files = [*folder.glob("*.yaml"), *folder.glob("reproductions/*.yaml")]
+    for path in files:
+        if path.name not in ("schema.yaml", "config.yaml"):
+            assert plan.make(config.load([path])).jobs, path
