@@ -136,14 +136,15 @@ def test_the_global_generator_is_left_alone(context):
 
 @pytest.mark.parametrize("stop_after", [1, 2])
 @pytest.mark.parametrize("dropout", [False, True])
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
 def test_a_killed_training_goes_on_to_the_same_result(
-    context, memory, tiny_network, stop_after, dropout
+    context, memory, tiny_network, stop_after, dropout, optimiser
 ):
     def net():
         torch.manual_seed(0)
         return Dropping() if dropout else tiny_network()
 
-    params = gaussian.Params(sigma=0.2, **FAST)
+    params = gaussian.Params(sigma=0.2, optimiser=optimiser, **FAST)
     whole = context(params, net=net())
     gaussian.train(whole)
 

@@ -36,7 +36,7 @@ def loss_of(context, epoch=100, **values):
     params = smoothmix.Params(sigma=0.1, epochs=150, **values)
     made = context(params)
     loss, logits = smoothmix.batch_loss(made.network.eval(), batch_of(made, epoch=epoch), params)
-    return float(loss), logits, made
+    return float(loss.detach()), logits, made
 
 
 def test_without_weight_the_loss_is_the_cross_entropy_of_the_noisy_images(context):
@@ -65,15 +65,26 @@ def test_images_that_are_wrong_are_not_mixed(context):
     assert float(loss) == pytest.approx(float(wanted))
 
 
-def test_the_one_step_variant_learns_a_point_within_one_step(context):
+def test_the_attack_sees_the_network_in_eval_mode_and_learning_does_not(context):
+    params = smoothmix.Params(sigma=0.1, attack_steps=3)
+    made = context(params)
+    modes = []
+    made.network.train().register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    loss, _ = smoothmix.batch_loss(made.network, batch_of(made), params)
+    assert modes == [False] * 3 + [True] * 2
+    assert loss.requires_grad and all(p.requires_grad for p in made.network.parameters())
+
+
+@pytest.mark.parametrize("epoch, grown", [(0, 0.1), (149, 1.0)])
+def test_the_one_step_variant_learns_a_point_within_the_grown_step(context, epoch, grown):
     seen = []
-    params = smoothmix.Params(sigma=0.0, step_size=0.3, one_step=True, epochs=15)
+    params = smoothmix.Params(sigma=0.0, step_size=0.3, one_step=True, epochs=150)
     made = context(params)
     made.network.eval()
     handle = made.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    batch = batch_of(made, epoch=14)
+    batch = batch_of(made, epoch=epoch)
     smoothmix.batch_loss(made.network, batch, params)
     handle.remove()
     learnt = seen[params.attack_steps][: len(batch.images)]  # the first pass after the attack
     distance = (learnt - batch.images).flatten(1).norm(dim=1)
-    assert (distance > 0.01).all() and (distance <= 0.3 + 1e-5).all()
+    assert (distance > 0.01).all() and (distance <= 0.3 * grown + 1e-5).all()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,17 @@ _VALIDATION_BATCH = 500
 
 
 @dataclass
+class Cost:
+    """Images that passed through the network, and gradients that came back.
+
+    The loop counts what goes through the whole network; a loss that calls parts of it adds to this.
+    """
+
+    forward: int = 0
+    backward: int = 0
+
+
+@dataclass
 class Batch:
     """One batch of augmented images.
 
@@ -34,12 +45,14 @@ class Batch:
         labels: int64 [B].
         epoch: Number of the epoch, from 0.
         generator: Source of all randomness of the epoch, on the images' device.
+        cost: Passes of the epoch so far.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     epoch: int
     generator: torch.Generator
+    cost: Cost = field(default_factory=Cost)
 
     def noise(self, sigma: float, copies: int = 1) -> torch.Tensor:
         """Gaussian noise of std ``sigma``, float32 [copies * B, 3, H, W].
@@ -80,13 +93,7 @@ def fit(
     images, labels = context.images, context.labels.to(device)
     if images.numel() <= _RESIDENT_BYTES:
         images = images.to(device)
-    optimiser = torch.optim.SGD(
-        network.parameters(),
-        lr=params.learning_rate,
-        momentum=params.momentum,
-        nesterov=params.nesterov and params.momentum > 0,
-        weight_decay=params.weight_decay,
-    )
+    optimiser = _optimiser(network, params)
     first = _restore(context, network, optimiser)
     batches = -(-len(labels) // max(1, params.batch_size // copies))
     generator = torch.Generator(device)
@@ -105,7 +112,7 @@ def fit(
                     group["lr"] = rate
                 pixels = images[chosen.to(images.device)].to(device)
                 pixels = augment(pixels, params.flip, params.crop_padding, generator)
-                batch = Batch(pixels.float() / 255, labels[chosen], epoch, generator)
+                batch = Batch(pixels.float() / 255, labels[chosen], epoch, generator, cost)
                 with torch.autocast(
                     device.type, torch.bfloat16, enabled=params.precision == "bfloat16"
                 ):
@@ -210,16 +217,10 @@ def frozen(network: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-@dataclass
-class _Cost:
-    forward: int = 0
-    backward: int = 0
-
-
 @contextmanager
-def _counted(network: nn.Module) -> Iterator[_Cost]:
+def _counted(network: nn.Module) -> Iterator[Cost]:
     """Count the images that pass through the network, and the gradients that come back."""
-    cost = _Cost()
+    cost = Cost()
 
     def came_back(gradient: torch.Tensor) -> None:
         cost.backward += len(gradient)
@@ -245,32 +246,53 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _state(network: nn.Module, optimiser: torch.optim.SGD, epoch: int) -> dict[str, Any]:
-    """Copies of weights and momentum after ``epoch`` epochs, as numpy arrays."""
+def _optimiser(network: nn.Module, params: Optimisation) -> torch.optim.Optimizer:
+    if params.optimiser == "adamw":
+        return torch.optim.AdamW(
+            network.parameters(),
+            lr=params.learning_rate,
+            betas=(params.momentum, 0.999),
+            weight_decay=params.weight_decay,
+        )
+    return torch.optim.SGD(
+        network.parameters(),
+        lr=params.learning_rate,
+        momentum=params.momentum,
+        nesterov=params.nesterov and params.momentum > 0,
+        weight_decay=params.weight_decay,
+    )
+
+
+def _state(network: nn.Module, optimiser: torch.optim.Optimizer, epoch: int) -> dict[str, Any]:
+    """Copies of weights and optimiser state after ``epoch`` epochs, as numpy arrays."""
     state: dict[str, Any] = {"epoch": epoch}
     for name, value in network.state_dict().items():
         state[f"model.{name}"] = value.detach().cpu().numpy().copy()
     for index, parameter in enumerate(optimiser.param_groups[0]["params"]):
-        buffer = optimiser.state[parameter].get("momentum_buffer")
-        if buffer is not None:
-            state[f"momentum.{index}"] = buffer.cpu().numpy().copy()
+        for name, value in optimiser.state[parameter].items():
+            if value is not None:
+                state[f"optimiser.{index}.{name}"] = value.detach().cpu().numpy().copy()
     return state
 
 
-def _restore(context: TrainingContext, network: nn.Module, optimiser: torch.optim.SGD) -> int:
+def _restore(context: TrainingContext, network: nn.Module, optimiser: torch.optim.Optimizer) -> int:
     """Take up the newest checkpoint; return the number of epochs it has done."""
     state = context.checkpoint.load()
     if state is None:
         return 0
-    weights = {
-        name.removeprefix("model."): torch.from_numpy(np.asarray(value))
-        for name, value in state.items()
-        if name.startswith("model.")
-    }
+    weights = {}
+    parameters = optimiser.param_groups[0]["params"]
+    for name, value in state.items():
+        kind, _, rest = name.partition(".")
+        if kind == "model":
+            weights[rest] = torch.from_numpy(np.array(value))
+        elif kind == "optimiser":
+            index, _, key = rest.partition(".")
+            parameter = parameters[int(index)]
+            # Copied: the optimiser writes into it, and the checkpoint must not change.
+            held = torch.from_numpy(np.array(value))
+            optimiser.state[parameter][key] = (
+                held.to(parameter.device) if held.shape == parameter.shape else held
+            )
     network.load_state_dict(weights)
-    for index, parameter in enumerate(optimiser.param_groups[0]["params"]):
-        value = state.get(f"momentum.{index}")
-        if value is not None:
-            buffer = torch.from_numpy(np.asarray(value)).to(parameter.device)
-            optimiser.state[parameter]["momentum_buffer"] = buffer
     return int(state["epoch"])

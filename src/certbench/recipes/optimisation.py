@@ -12,7 +12,7 @@ SCHEDULES = ("step", "cosine", "one_cycle", "constant")
 
 @dataclass(frozen=True, kw_only=True)
 class Optimisation:
-    """Stochastic gradient descent: length, learning rate, augmentation.
+    """Optimiser, length, learning rate, augmentation.
 
     The defaults are those of Cohen, Rosenfeld and Kolter (ICML 2019) for CIFAR-10.
     """
@@ -23,6 +23,11 @@ class Optimisation:
         help="network inputs per step; noisy copies of one image count",
         unit="inputs",
         minimum=1,
+    )
+    optimiser: str = param(
+        "sgd",
+        help="sgd with momentum; adamw is Adam with decoupled weight decay",
+        choices=("sgd", "adamw"),
     )
     learning_rate: float = param(0.1, help="largest learning rate", above=0)
     schedule: str = param("step", help="course of the learning rate", choices=SCHEDULES)
@@ -41,8 +46,8 @@ class Optimisation:
         minimum=0,
         below=1,
     )
-    momentum: float = param(0.9, help="momentum", minimum=0, below=1)
-    nesterov: bool = param(False, help="Nesterov's momentum")
+    momentum: float = param(0.9, help="momentum of sgd; first beta of adamw", minimum=0, below=1)
+    nesterov: bool = param(False, help="Nesterov's momentum, for sgd")
     weight_decay: float = param(1e-4, help="weight decay", minimum=0)
     flip: bool = param(True, help="mirror half of the images; wrong for digits and signs")
     crop_padding: int = param(
