@@ -189,8 +189,7 @@ def test_stopping_when_it_pleases_is_wrong_no_more_often_than_alpha(repetitions,
 
 
 def test_peeking_with_plain_limits_would_be_caught(repetitions):
-    # The exact rate of "some look exceeds the truth" is far above 0.1; 0.15 is 4 standard errors
-    # below the recorded kind of inflation (0.05 -> 0.12 to 0.17 in six looks).
+    # The exact rate of "some look exceeds the truth" is 0.2335; 0.15 is 6 standard errors below.
     from certbench.certify.statistics import cp_lower
 
     votes = repetitions.cumulative[:, :, 1]
