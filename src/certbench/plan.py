@@ -112,6 +112,8 @@ class Plan:
         """Threads, memory, runtime, GPUs and batch size of a rule's jobs (constant per rule)."""
         group = "gpu_jobs" if rule in GPU_RULES else "cpu_jobs"
         asked = dict(self.config["resources"][group])
+        if rule == "train":
+            asked |= self.config["resources"].get("train_jobs", {})
         return {**asked, "batch_size": self.config["batch_size"]}
 
 

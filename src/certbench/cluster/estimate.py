@@ -350,7 +350,8 @@ def warnings(made: Estimate, plan: Plan, profile: Mapping[str, Any]) -> list[str
 
 def _remedy(rule: str, job: PlannedJob, minutes: float, plan: Plan) -> str:
     size = shard_size(job, minutes, plan)
-    raised = f"raise resources.gpu_jobs.runtime to {max(10, math.ceil(minutes * 2)):,}"
+    group = "train_jobs" if rule == "train" else "gpu_jobs" if size else "cpu_jobs"
+    raised = f"raise resources.{group}.runtime to {max(10, math.ceil(minutes * 2))}"
     return f"set {size}, or {raised}" if size else raised
 
 
@@ -358,23 +359,14 @@ def shard_size(job: PlannedJob, minutes: float, plan: Plan) -> str | None:
     """The shard size with which a job of this kind takes about :data:`TARGET_MIN` minutes."""
     if job.rule not in ("collect", "predict", "attack"):
         return None
-    items = plan.config["shards"]["items"]
     most = max(j.work["items"][1] for (r, _), j in plan.jobs.items() if r == job.rule)
     fraction = (TARGET_MIN - START_S / 60) / max(minutes - START_S / 60, 1e-9)
-    if job.rule == "collect" and job.work["samples"][1] is not None:
+    wanted = job_items(job) * fraction
+    if wanted < 1 and job.rule == "collect" and job.work["samples"][1] is not None:
         start, stop = job.work["samples"]
-        wanted = (stop - start) * fraction * (job_items(job) / items)
-        samples = _round(min(max(wanted, 1), max(_samples(plan), 1)))
-        if samples >= 1000 or items == 1:
-            return f"shards.samples: {samples:,.0f}".replace(",", "_")
-    wanted = min(max(job_items(job) * fraction, 1), most)
-    return f"shards.items: {_round(wanted):,.0f}".replace(",", "_")
-
-
-def _samples(plan: Plan) -> int:
-    """Largest number of samples per image that any planned certification takes."""
-    stops = [j.work["samples"][1] or 0 for (r, _), j in plan.jobs.items() if r == "collect"]
-    return max(stops, default=0)
+        samples = f"{_round(max((stop - start) * wanted, 1)):,.0f}".replace(",", "_")
+        return f"shards.items: 1 and shards.samples: {samples}"
+    return f"shards.items: {_round(min(max(wanted, 1), most)):,.0f}".replace(",", "_")
 
 
 def job_items(job: PlannedJob) -> int:
