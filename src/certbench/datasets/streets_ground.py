@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
@@ -74,7 +74,6 @@ def ground(description: SceneDescription, camera: Camera, points, depth) -> Grou
         points: World positions, float32 [n, 3], metres.
         depth: Their z-depth, float32 [n], metres.
     """
-    road = description.road
     x, z = points[:, 0], points[:, 2]
     label, across, beyond = classify(description, x, z)
     foot = np.maximum(depth / np.float32(camera.focal), 1e-4)
@@ -83,72 +82,80 @@ def ground(description: SceneDescription, camera: Camera, points, depth) -> Grou
     foot_along = np.minimum(foot_along, 1e4)
 
     offset = single((description.seed % 97) * 1.37)
-    coarse = mottled(x / 3 + offset, z / 3 + offset)
-    fade = np.minimum(1, 0.08 / foot_along)
-    fine = (mottled(x * 2.3, z * 2.3 + offset) - 0.5) * fade
-    speckle = (grain(np.floor(x * 28), np.floor(z * 28), 5) - 0.5) * np.minimum(
-        1, 0.02 / foot_along
-    )
+    spot = _Spot(x, z, across, beyond, foot, foot_along, mottled(x / 3 + offset, z / 3 + offset))
+    spot.fine = (mottled(x * 2.3, z * 2.3 + offset) - 0.5) * np.minimum(1, 0.08 / foot_along)
+    albedo = np.empty((len(x), 3), np.float32)
+    paint, track = np.zeros(len(x), np.float32), np.zeros(len(x), np.float32)
+    for kind, texture in ((PAVEMENT, _paving), (VEGETATION, _lawn)):
+        at = np.flatnonzero(label == kind)
+        albedo[at] = texture(description, spot.at(at))
+    at = np.flatnonzero(label == ROAD)
+    albedo[at], paint[at], track[at] = _asphalt(description, spot.at(at))
+    return Ground(label, albedo, paint, track, spot.coarse)
 
-    tar = (road.asphalt / 255) ** 2
-    patch = grain(np.floor(across / 2.3), np.floor(z / 6.5), description.seed & 0xFFFF) < 0.10
-    wheel = np.float32(np.pi / road.lane)
-    worn = np.sin(across * 2 * wheel) ** 2
-    grey = tar * (1 + 0.28 * (coarse - 0.5) + 0.35 * fine + 0.9 * speckle - 0.10 * worn)
-    grey = grey * np.where(patch, 0.80, 1.0)
+
+@dataclass
+class _Spot:
+    """Ground points: place, distance behind the kerb, size of a pixel there, noise."""
+
+    x: np.ndarray
+    z: np.ndarray
+    across: np.ndarray
+    beyond: np.ndarray
+    foot: np.ndarray
+    foot_along: np.ndarray
+    coarse: np.ndarray
+    fine: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    def at(self, index: np.ndarray) -> _Spot:
+        return _Spot(*(getattr(self, name.name)[index] for name in fields(self)))
+
+
+def _asphalt(description, p: _Spot) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Colour of the road, share of paint, and share that wheels keep clear."""
+    road = description.road
+    speckle = grain(np.floor(p.x * 28), np.floor(p.z * 28), 5) - 0.5
+    speckle = speckle * np.minimum(1, 0.02 / p.foot_along)
+    worn = np.sin(p.across * np.float32(2 * np.pi / road.lane)) ** 2
+    grey = 1 + 0.28 * (p.coarse - 0.5) + 0.35 * p.fine + 0.9 * speckle - 0.10 * worn
+    patch = grain(np.floor(p.across / 2.3), np.floor(p.z / 6.5), description.seed & 0xFFFF) < 0.10
+    grey = grey * np.float32((road.asphalt / 255) ** 2) * (1 - np.float32(0.20) * patch)
     warm = single([1.0, 0.985, 0.96])
     asphalt = grey[:, None] * warm
     if road.cycle_lane:
-        strip = cover(across - (road.lane * road.lanes - 0.85), 0.75, foot)
-        strip = strip * _outside_junction(description, z)
+        strip = cover(p.across - (road.lane * road.lanes - 0.85), 0.75, p.foot)
+        strip = strip * _outside_junction(description, p.z)
         asphalt = mix(asphalt, asphalt * single([2.3, 0.85, 0.7]), strip)
-    paint, stop = _markings(description, across, z, foot, foot_along)
-    wear = 0.80 + 0.35 * (coarse - 0.5) + 0.5 * fine
+    paint, stop = _markings(description, p.across, p.z, p.foot, p.foot_along)
+    wear = 0.80 + 0.35 * (p.coarse - 0.5) + 0.5 * p.fine
     asphalt = mix(asphalt, single([0.66, 0.66, 0.63]) * warm, np.clip(paint * wear, 0, 1))
+    gutter = cover(p.beyond + 0.16, 0.14, p.foot)
+    asphalt = asphalt * (1 - 0.28 * gutter)[:, None]
+    track = np.clip(0.25 + 0.9 * worn - 0.35 * (stop > 0), 0, 1)
+    return asphalt, paint, track * (np.abs(p.across) < road.lane * road.lanes)
 
-    slab = np.float32(road.slab)
+
+def _paving(description, p: _Spot) -> np.ndarray:
+    """Colour of the pavement: slabs in a running bond, and the kerb stone."""
+    slab = np.float32(description.road.slab)
+    row = np.floor(p.across / slab)
+    inner = slab / 2 - 0.02
     joint = np.maximum(
-        cover(np.mod(across, slab) - slab / 2, slab / 2 - 0.02, foot) * -1 + 1,
-        cover(
-            np.mod(z + 0.5 * np.floor(across / slab) * slab, slab) - slab / 2,
-            slab / 2 - 0.02,
-            foot_along,
-        )
-        * -1
-        + 1,
-    ) * np.minimum(1, 0.10 / foot_along)
-    tone = grain(np.floor(across / slab), np.floor(z / slab), 9) - 0.5
-    stone = (
-        linear(np.array(road.paving))
-        * (1 + 0.25 * (coarse - 0.5) + 0.3 * fine + 0.16 * tone * np.minimum(1, 0.4 / foot_along))[
-            :, None
-        ]
-    )
-    stone = mix(stone, stone * 0.62, joint)
-    kerb = (beyond > 0) * cover(beyond - 0.08, 0.09, foot)
-    stone = mix(stone, np.broadcast_to(single([0.42, 0.41, 0.39]), stone.shape), 0.8 * kerb)
-    gutter = (beyond <= 0) * cover(beyond + 0.16, 0.14, foot)
-    asphalt = mix(asphalt, asphalt * 0.6, gutter * 0.7)
+        1 - cover(np.mod(p.across, slab) - slab / 2, inner, p.foot),
+        1 - cover(np.mod(p.z + 0.5 * row * slab, slab) - slab / 2, inner, p.foot_along),
+    ) * np.minimum(1, 0.10 / p.foot_along)
+    tone = (grain(row, np.floor(p.z / slab), 9) - 0.5) * np.minimum(1, 0.4 / p.foot_along)
+    shade = 1 + 0.25 * (p.coarse - 0.5) + 0.3 * p.fine + 0.16 * tone
+    stone = linear(description.road.paving) * (shade * (1 - 0.38 * joint))[:, None]
+    return mix(stone, single([0.42, 0.41, 0.39]), 0.8 * cover(p.beyond - 0.08, 0.09, p.foot))
 
-    blade = grain(np.floor(x * 11), np.floor(z * 7), 3) - 0.5
-    grass = (
-        single([0.105, 0.17, 0.05])
-        * (
-            0.85 + 0.6 * (coarse - 0.5) + 0.7 * fine + 0.7 * blade * np.minimum(1, 0.1 / foot_along)
-        )[:, None]
-    )
 
-    albedo = np.where(
-        (label == ROAD)[:, None], asphalt, np.where((label == PAVEMENT)[:, None], stone, grass)
-    )
-    track = np.where(label == ROAD, np.clip(0.25 + 0.9 * worn - 0.35 * (stop > 0), 0, 1), 0.0)
-    track = track * (np.abs(across) < road.lane * road.lanes)
-    return Ground(
-        label,
-        albedo.astype(np.float32),
-        paint * (label == ROAD),
-        track.astype(np.float32),
-        coarse,
+def _lawn(description, p: _Spot) -> np.ndarray:
+    """Colour of grass."""
+    blade = grain(np.floor(p.x * 11), np.floor(p.z * 7), 3) - 0.5
+    blade = blade * np.minimum(1, 0.1 / p.foot_along)
+    return (
+        single([0.105, 0.17, 0.05]) * (0.55 + 0.6 * p.coarse + 0.7 * p.fine + 0.7 * blade)[:, None]
     )
 
 

@@ -84,9 +84,9 @@ class Planner:
 
     def on_street(self, name, along, across, turn=0.0, **kwargs) -> tuple[float, float]:
         """Place a part on the street, turned relative to its heading; returns world x and z."""
-        x, z, heading = self.road.place(along, across)
-        self.add(name, float(x), float(z), float(heading) + turn, **kwargs)
-        return float(x), float(z)
+        x, z, heading = self.road.place_one(along, across)
+        self.add(name, x, z, heading + turn, **kwargs)
+        return x, z
 
     def free(self, along, across, radius) -> bool:
         """Whether a disc on the street is free of others; takes it if so."""

@@ -37,7 +37,7 @@ def furnish(plan: Planner, quarter: str) -> list[tuple[float, float, float]]:
             if not plan.in_junction(along, 1.0) and plan.free(along, across, 0.3):
                 turn = 0.0 if side > 0 else math.pi
                 x, z = plan.on_street("lamppost", along, across, turn)
-                _, _, heading = road.place(along, across)
+                _, _, heading = road.place_one(along, across)
                 reach = -1.6 * side
                 lamps.append((x + reach * math.cos(heading), 6.75, z - reach * math.sin(heading)))
                 if wooden:

@@ -77,9 +77,8 @@ def look_at(primitives: Primitives, camera: Camera, ground: bool = True) -> Visi
 
     local = np.zeros((height * width, 3), np.float32)
     at, chosen = hit[flat], source[flat]
-    primitive[at] = quads.primitive[chosen]
-    local[at, 0] = quads.first[chosen] / near[chosen]
-    local[at, 1] = quads.second[chosen] / near[chosen]
+    primitive[at] = quads.owner[quads.line[chosen]]
+    local[at, :2] = quads.local(chosen)
     at, chosen = hit[~flat], source[~flat] - len(quads.pixel)
     primitive[at] = quadrics.primitive[chosen]
     local[at] = quadrics.local(chosen)
@@ -98,9 +97,16 @@ def look_at(primitives: Primitives, camera: Camera, ground: bool = True) -> Visi
 class _QuadFragments:
     pixel: np.ndarray
     inverse: np.ndarray
-    first: np.ndarray
-    second: np.ndarray
-    primitive: np.ndarray
+    column: np.ndarray
+    line: np.ndarray
+    owner: np.ndarray
+    base: np.ndarray
+    slope: np.ndarray
+
+    def local(self, chosen: np.ndarray) -> np.ndarray:
+        line = self.line[chosen]
+        scaled = self.base[line, :2] + self.slope[line, :2] * self.column[chosen, None]
+        return scaled / self.inverse[chosen, None]
 
 
 @dataclass(frozen=True)
@@ -234,24 +240,25 @@ def _quad_fragments(scene: Primitives, camera: Camera) -> _QuadFragments:
     x = camera.columns()[column]
     y = camera.rows()[spans.row]
     base = maps[spans.owner, :, 1] * y[:, None] + maps[spans.owner, :, 2]
-    first, second, inverse = (base[span, i] + maps[spans.owner, i, 0][span] * x for i in range(3))
+    inverse = base[span, 2] + maps[spans.owner, 2, 0][span] * x
     cut = np.flatnonzero(outline[quad] > g.DISC)
     if len(cut):
-        s, t = first[cut] / inverse[cut], second[cut] / inverse[cut]
-        which = kept[quad[cut]]
+        at = spans.owner[span[cut]]
+        s, t = ((base[span[cut], i] + maps[at, i, 0] * x[cut]) / inverse[cut] for i in range(2))
+        which = kept[at]
         corner = np.abs(s - 0.5) + np.abs(t - 0.5) <= 0.7071
         reach = np.linalg.norm(scene.u[which], axis=1) * s
         phase = (scene.key[which] & 0xFFFF).astype(np.float64)
         steps = 0.55 + 0.45 * grain((reach / 9).astype(np.int64), 0, scene.key[which])
-        waves = 0.62 + 0.38 * mottled(reach / 24 + phase, phase / 7)
+        waves = 0.62 + 0.38 * mottled(reach / 24 + phase, phase / 7, smooth=False)
         city = scene.material[which] == g.SKYLINE
         profile = np.where(city, steps, waves)
-        inside = np.where(outline[quad[cut]] == g.OCTAGON, corner, t <= profile)
-        alive = np.ones(len(quad), bool)
+        inside = np.where(outline[at] == g.OCTAGON, corner, t <= profile)
+        alive = np.ones(len(span), bool)
         alive[cut[~inside]] = False
-        pixel, quad = pixel[alive], quad[alive]
-        first, second, inverse = first[alive], second[alive], inverse[alive]
-    return _QuadFragments(pixel, inverse, first, second, kept[quad])
+        alive = np.flatnonzero(alive)
+        pixel, span, inverse, x = pixel[alive], span[alive], inverse[alive], x[alive]
+    return _QuadFragments(pixel, inverse, x, span, kept[spans.owner], base, maps[spans.owner, :, 0])
 
 
 def _quadric_fragments(scene: Primitives, camera: Camera) -> _QuadricFragments:

@@ -6,6 +6,7 @@ given by ``along`` (metres ahead) and ``across`` (metres to the right of the cen
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,6 +66,13 @@ class Road:
         x, slope = self.centre(along)
         turn = np.arctan(slope)
         return x + across * np.cos(turn), along - across * np.sin(turn), turn
+
+    def place_one(self, along: float, across: float) -> tuple[float, float, float]:
+        """:meth:`place` for one place, in plain floats (layouts ask for hundreds)."""
+        past = max(along - self.bend_start, 0.0)
+        turn = math.atan(self.curvature * past)
+        x = 0.5 * self.curvature * past * past
+        return x + across * math.cos(turn), along - across * math.sin(turn), turn
 
     def across(self, x, z):
         """Distance of world points to the right of the centre line."""

@@ -56,8 +56,12 @@ def glow(light: np.ndarray) -> np.ndarray:
     height, width = light.shape[:2]
     cell = max(1, round(width / 64))
     rows, columns = -(-height // cell), -(-width // cell)
-    padded = np.pad(light, ((0, rows * cell - height), (0, columns * cell - width), (0, 0)))
-    coarse = padded.reshape(rows, cell, columns, cell, 3).mean((1, 3))
+    padded = np.zeros((rows * cell, columns * cell, 3), np.float32)
+    padded[:height, :width] = light
+    corners = [(i, j) for i in range(cell) for j in range(cell)]
+    coarse = np.zeros((rows, columns, 3), np.float32)
+    for i, j in corners:
+        coarse += padded[i::cell, j::cell] / (cell * cell)
     narrow = _smooth(coarse)
     halo = 0.10 * narrow + 0.28 * _smooth(_smooth(_smooth(narrow)))
     halo = _smooth(halo.repeat(cell, axis=0).repeat(cell, axis=1), max(1, cell // 2))
