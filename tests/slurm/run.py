@@ -120,7 +120,7 @@ def undisturbed(folder: Path) -> Study:
 def refusals(reference: Study, folder: Path) -> None:
     """What would hang or land in the wrong place is refused before anything is submitted."""
     study, since = Study(folder, reference), now()
-    shutil.rmtree(study.folder / "results" / "stats")
+    study.forget(SHARDS)
     ten = study.folder / "ten.yaml"
     ten.write_text("shards: {items: 2}\n")
     for options, overlay, words in (
