@@ -1,4 +1,3 @@
-import io
 import json
 import signal
 import subprocess
@@ -7,19 +6,17 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 
 from certbench import job as job_module
 from certbench.datasets import digits
 from certbench.datasets.access import Items
-from certbench.job import EXIT_REFUSED, EXIT_TERMINATED, Job, execute
+from certbench.job import EXIT_REFUSED, EXIT_TERMINATED, execute
 from certbench.models import cifar_resnet, small_cnn
 from certbench.models.network import load_model
 from certbench.params import as_dict
-from certbench.recipes.training import _read, normalisation
+from certbench.recipes.training import normalisation
 from certbench.results import rows
 
 DIGITS = as_dict(digits.Params(train=200, calibration=0, val=50, test=100))
@@ -246,16 +243,3 @@ def test_a_constant_channel_is_not_divided_by_nothing():
 def test_mistakes_are_refused_in_one_message(prepared, capsys, changes, words):
     message = refused(prepared, capsys, **changes)
     assert all(word in message for word in words) and "Traceback" not in message
-
-
-def test_pictures_of_the_digits_are_what_the_network_learns_from(prepared):
-    """The images reach the recipe in the channel order and scale of the files."""
-    images, labels, names = _read(Job("train", planned(), prepared, {}), "index", "train")
-    assert images.shape == (200, 3, 8, 8) and images.dtype == torch.uint8
-    assert len(names) == 10 and labels.dtype == torch.int64
-    table = pq.read_table(prepared["index"][0])
-    index = table["split"].to_pylist().index("train")
-    row = {name: table[name][index].as_py() for name in table.column_names}
-    assert row["label"] == int(labels[0])
-    wanted = np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB"))
-    assert np.array_equal(images[0].permute(1, 2, 0).numpy(), wanted)

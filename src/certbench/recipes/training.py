@@ -8,22 +8,19 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 
-from certbench.datasets.access import Items
 from certbench.errors import CertbenchError
 from certbench.job import Job
 from certbench.models.network import Network, save_model
 from certbench.params import as_dict
 from certbench.params import build as build_params
 from certbench.recipes.context import TrainingContext, derived_seed
+from certbench.recipes.reading import Split, read_split
 from certbench.results import rows
 from certbench.results.progress import Progress
 
 logger = logging.getLogger("certbench")
-
-_READ = 1000  # images read at a time
 
 
 def run(job: Job) -> None:
@@ -48,16 +45,14 @@ def run(job: Job) -> None:
     builder, builder_params = _plugin(job, "model", work["builder"], f"{where}.builder")
     recipe, recipe_params = _plugin(job, "recipe", work["recipe"], f"{where}.recipe")
     dataset = work["dataset"]
-    train_images, train_labels, class_names = _read(
-        job, "index", dataset["train_split"], dataset.get("limit")
-    )
-    num_classes = work.get("num_classes") or len(class_names)
-    _check_labels(train_labels, num_classes, where)
-    val_images = val_labels = None
+    train = read_split(job, "index", dataset["train_split"], dataset.get("limit"))
+    num_classes = work.get("num_classes") or len(train.class_names)
+    _check_labels(train.labels, num_classes, where)
+    val: Split | None = None
     if dataset.get("val_split"):
-        val_images, val_labels, _ = _read(job, "val_index", dataset["val_split"])
-        _check_labels(val_labels, num_classes, where)
-    mean, std = normalisation(work.get("normalisation"), builder, builder_params, train_images)
+        val = read_split(job, "val_index", dataset["val_split"])
+        _check_labels(val.labels, num_classes, where)
+    mean, std = normalisation(work.get("normalisation"), builder, builder_params, train.images)
 
     device, seed = job.device, _seed(work)
     with torch.random.fork_rng([]):
@@ -68,18 +63,18 @@ def run(job: Job) -> None:
     with job.progress() as progress:
         log = EpochLog(progress)
         epochs = getattr(recipe_params, "epochs", 1)
-        total, done = epochs * len(train_labels), log.epochs_done * len(train_labels)
+        total, done = epochs * len(train.labels), log.epochs_done * len(train.labels)
         with job.bar(total, f"train {work['model']}", "images", done) as bar:
             recipe.train(
                 TrainingContext(
                     network=network,
-                    images=train_images,
-                    labels=train_labels,
+                    images=train.images,
+                    labels=train.labels,
                     params=recipe_params,
                     seed=seed,
                     device=device,
-                    val_images=val_images,
-                    val_labels=val_labels,
+                    val_images=val.images if val else None,
+                    val_labels=val.labels if val else None,
                     log_epoch=log,
                     checkpoint=log,
                     bar=bar,
@@ -102,7 +97,7 @@ def run(job: Job) -> None:
                     "dataset": dataset["id"],
                     "view": dataset["view"],
                     "split": dataset["train_split"],
-                    "images": len(train_labels),
+                    "images": len(train.labels),
                 },
                 "recipe": {
                     "name": work["recipe"]["name"],
@@ -233,9 +228,10 @@ def normalisation(
         default = builder.default_normalisation(builder_params)
         if default is not None:
             return default
-    counts = torch.stack(
-        [torch.bincount(channel.flatten(), minlength=256) for channel in images.transpose(0, 1)]
-    ).double()
+    counts = torch.zeros((images.shape[1], 256), dtype=torch.float64)
+    for part in images.split(1000):
+        for channel, pixels in enumerate(part.transpose(0, 1)):
+            counts[channel] += torch.bincount(pixels.flatten(), minlength=256)
     values = torch.arange(256, dtype=torch.float64) / 255
     weights = counts / counts.sum(dim=1, keepdim=True)
     mean = (weights * values).sum(dim=1)
@@ -256,40 +252,6 @@ def _plugin(job: Job, kind: str, named: dict[str, Any], where: str) -> tuple[Mod
             remedy="start the workflow again",
         )
     return plugin, build_params(plugin.Params, named["params"], where)
-
-
-def _read(
-    job: Job, index: str, split: str, limit: int | None = None
-) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-    """Images uint8 [N, 3, H, W], labels int64 [N] and class names of a split.
-
-    Args:
-        job: The training job.
-        index: Name of the input that holds the split's index.
-        split: Name of the split.
-        limit: Largest number of images, or None.
-    """
-    dataset = job.work["dataset"]
-    plugin = job.plugin("dataset", dataset["plugin"])
-    params = build_params(plugin.Params, dataset["params"], f"config: datasets.{dataset['id']}")
-    items = Items(job.input(index), split, dataset["view"], plugin, params)
-    size = items.size if limit is None else min(limit, items.size)
-    if not size:
-        raise CertbenchError(
-            f"split '{split}' has no items",
-            where=f"dataset '{dataset['id']}'",
-            remedy="choose another split, or check the dataset's folder",
-        )
-    images, labels = [], []
-    for start in range(0, size, _READ):
-        batch = items.load(start, min(start + _READ, size))
-        images.append(np.ascontiguousarray(np.moveaxis(batch.images, -1, 1)))
-        labels.append(np.asarray(batch.labels, np.int64))
-    return (
-        torch.from_numpy(np.concatenate(images)),
-        torch.from_numpy(np.concatenate(labels)),
-        list(items.class_names),
-    )
 
 
 def _check_labels(labels: torch.Tensor, num_classes: int, where: str) -> None:
