@@ -32,7 +32,7 @@ $(STAMP_DEV): requirements-dev.lock $(STAMP)
 	@touch $@
 
 report: $(STAMP)  ## the embedded study: results/report.html (minutes, no download)
-	$(BIN)/snakemake --profile profiles/local results/report.html
+	$(BIN)/snakemake --profile profiles/local
 	@echo "Open results/report.html"
 
 test: $(STAMP_DEV)  ## all tests

@@ -93,8 +93,18 @@ class Plan:
             ) from None
 
     def targets(self) -> list[str]:
-        """What ``rule all`` asks for."""
-        return [self.jobs["report", ()].outputs["html"]]
+        """What ``rule all`` asks for: the report, and every table and figure.
+
+        Snakemake does not make a deleted file again that only an up-to-date target needs, so tables
+        and figures are targets of their own.
+        """
+        shown = ("table", "figure", "report")
+        return [
+            path
+            for (rule, _), job in self.jobs.items()
+            if rule in shown
+            for path in job.outputs.values()
+        ]
 
     def counts(self) -> Counter:
         """Number of jobs by rule."""

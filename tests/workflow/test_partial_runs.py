@@ -43,10 +43,12 @@ def test_a_second_run_does_nothing(study):
 
 def test_a_deleted_figure_is_redrawn_alone(study):
     (study.folder / "results" / "figures" / "curves.svg").unlink()
-    assert study.planned("results/report.html") == {"figure": 1, "report": 1}
+    assert study.planned("results/figures/curves.svg") == {"figure": 1}
+    assert study.planned() == {"figure": 1, "report": 1}
     stamps = study.stamps("results/tables/*")
-    study.run("results/report.html")
+    study.run()
     assert study.stamps("results/tables/*") == stamps
+    assert "Nothing to be done" in study.run().stdout
 
 
 def test_another_alpha_runs_no_forward_pass(study):
