@@ -102,7 +102,7 @@ class CollectParams:
         choices=("gaussian", "lattice"),
     )
     compile: bool = param(
-        False, help="compile the model; pays from about a million passes per job on"
+        False, help="compile the model (torch.compile): starts slowly, measure before you use it"
     )
 
 

@@ -64,7 +64,7 @@ class CollectParams:
     n: int = param(100_000, help="estimation samples", unit="samples per image", minimum=1)
     n0: int = param(100, help="selection samples", unit="samples per image", minimum=0)
     compile: bool = param(
-        False, help="compile the model; pays from about a million passes per job on"
+        False, help="compile the model (torch.compile): starts slowly, measure before you use it"
     )
 
 
