@@ -148,12 +148,13 @@ def test_an_array_whose_tasks_ask_for_different_things_is_refused():
         preflight.arrays([SHARD, replace(SHARD, runtime=600.0)], "collect", 10, None)
 
 
-def test_cuda_for_jobs_that_ask_for_no_gpu_is_refused():
+def test_jobs_that_lost_their_gpu_are_refused_unless_the_cpu_is_meant():
     plan = plan_with(None, "cuda")
     preflight.devices(plan, [SHARD, Request("decide")])
-    with pytest.raises(CertbenchError, match="rule attack ask for no GPU"):
-        preflight.devices(plan, [Request("attack")])
-    preflight.devices(plan_with(None, "auto"), [Request("attack")])
+    for device in ("cuda", "auto"):
+        with pytest.raises(CertbenchError, match="rule attack ask for no GPU"):
+            preflight.devices(plan_with(None, device), [Request("attack")])
+    preflight.devices(plan_with(None, "cpu"), [Request("attack")])
 
 
 def test_cuda_on_a_machine_without_a_gpu_is_refused(monkeypatch):

@@ -121,19 +121,24 @@ def refusals(reference: Study, folder: Path) -> None:
     """What would hang or land in the wrong place is refused before anything is submitted."""
     study, since = Study(folder, reference), now()
     study.forget(SHARDS)
+    # On the command line --set-resources replaces all that the profile sets.
+    whole = ("--set-resources", "collect:gpu=1", "collect:mem_mb=127500")
     ten = study.folder / "ten.yaml"
     ten.write_text("shards: {items: 2}\n")
     for options, overlay, words in (
         (("--jobs", "3"), ten, "jobs is 3"),
-        (("--set-resources", "collect:gpu_model=v100"), None, "GPU model 'v100'"),
-        (("--set-resources", "collect:runtime=9000"), None, "9,000 minutes is above the limit"),
-        (("--set-resources", "decide:slurm_partition=singel"), None, "did you mean 'single'?"),
+        (("--set-resources", "collect:runtime=90"), None, "collect ask for no GPU"),
+        ((*whole, "collect:gpu_model=v100"), None, "GPU model 'v100'"),
+        ((*whole, "collect:runtime=9000"), None, "9,000 minutes is above the limit"),
+        ((*whole, "decide:slurm_partition=singel"), None, "did you mean 'single'?"),
     ):
         code = study.run(CERTIFICATES, *options, overlay=overlay)
         assert code != 0 and words in study.said, f"{options}: {study.said[-2000:]}"
         assert "Traceback" not in study.said, study.said
     assert tasks(since) == [], "something was submitted"
-    say("refused before anything was submitted: jobs below ten shards, GPU model, runtime, name")
+    say(
+        "refused before anything was submitted: jobs below ten shards, no GPU, GPU model, runtime, partition's name"
+    )
     shutil.rmtree(study.folder)
 
 

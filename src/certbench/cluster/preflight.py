@@ -268,19 +268,24 @@ def arrays(
 
 
 def devices(plan: Plan, requests: Iterable[Request]) -> None:
-    """Refuse ``device: cuda`` for jobs that ask for no GPU.
+    """Refuse jobs that run models and ask for no GPU, unless ``device: cpu`` says so.
+
+    ``--set-resources`` on the command line replaces all that the profile sets, so a change of one
+    resource may take the GPU away: the job would run on CPU nodes without a word.
 
     Raises:
         CertbenchError: Names the rule.
     """
-    if plan.config["device"] != "cuda":
+    device = plan.config["device"]
+    if device == "cpu":
         return
     for request in requests:
         if request.rule in _gpu_rules() and not request.gpu:
             raise CertbenchError(
-                f"device is cuda, but jobs of rule {request.rule} ask for no GPU",
-                where="config: device",
-                remedy="set gpu: 1 for the rule in the profile's set-resources, or device: auto",
+                f"device is {device}, but jobs of rule {request.rule} ask for no GPU",
+                where="profile: set-resources",
+                remedy="set gpu: 1 for the rule in the profile (--set-resources on the command "
+                "line replaces all of the profile's), or device: cpu to run on CPU nodes",
             )
 
 
