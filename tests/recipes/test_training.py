@@ -16,8 +16,9 @@ from certbench.job import EXIT_REFUSED, EXIT_TERMINATED, execute
 from certbench.models import cifar_resnet, small_cnn
 from certbench.models.network import load_model
 from certbench.params import as_dict
-from certbench.recipes.training import normalisation
+from certbench.recipes.training import EpochLog, normalisation
 from certbench.results import rows
+from certbench.results.progress import Progress
 
 DIGITS = as_dict(digits.Params(train=200, calibration=0, val=50, test=100))
 RECIPE = {
@@ -191,6 +192,20 @@ def test_a_terminated_job_goes_on_to_the_same_bytes(prepared, tmp_path):
     columns = ["epoch", "loss", "accuracy", "learning_rate", "n_forward"]
     tables = [rows.read(files["training"], "training", columns) for files in (made, whole)]
     assert tables[0].equals(tables[1])
+
+
+def test_a_kill_between_a_row_and_its_state_leaves_neither(tmp_path):
+    path = tmp_path / "progress.npz"
+    with pytest.raises(KeyboardInterrupt), Progress(path, "work", every_s=1000) as progress:
+        log = EpochLog(progress)
+        log.load()
+        log(1, 0.5, 0.9, 0.1)
+        log.save({"epoch": 1})
+        log(2, 0.4, 0.9, 0.1)
+        raise KeyboardInterrupt
+    with Progress(path, "work") as progress:
+        log = EpochLog(progress)
+        assert log.load() == {"epoch": 1} and log.epochs_done == 1
 
 
 # ---- normalisation
