@@ -10,7 +10,8 @@ _PROLOGUE = re.compile(r"^.*?(?=<svg\b)", re.DOTALL)
 _METADATA = re.compile(r"\s*<metadata>.*?</metadata>", re.DOTALL)
 _SIZE = re.compile(r"<svg\b[^>]*?>", re.DOTALL)
 _BOX = re.compile(r'viewBox="0 0 ([\d.]+) ([\d.]+)"')
-_ID = re.compile(r'\bid="([^"]+)"')
+_ID = re.compile(r'\s\bid="([^"]+)"')
+_REFERENCE = re.compile(r'(href="#|url\(#)([^")]+)(?=[")])')
 
 THEME = {
     style.INK: "var(--ink)",
@@ -44,11 +45,17 @@ def svg(text: str, name: str, label: str) -> tuple[str, int]:
         'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
     )
     body = _SIZE.sub(head.replace("\\", "\\\\"), body, count=1)
-    for identifier in sorted(set(_ID.findall(body)), key=len, reverse=True):
-        for before, after in (('id="', '"'), ('href="#', '"'), ("url(#", ")")):
-            body = body.replace(
-                f"{before}{identifier}{after}", f"{before}{name}-{identifier}{after}"
-            )
+    body = _REFERENCE.sub(rf"\g<1>{name}-\g<2>", body)
+    seen: set[str] = set()
+
+    def own(match: re.Match) -> str:
+        # Equal images have equal identifiers, which nothing refers to.
+        if match[1] in seen:
+            return ""
+        seen.add(match[1])
+        return f' id="{name}-{match[1]}"'
+
+    body = _ID.sub(own, body)
     for colour, variable in THEME.items():
         body = re.sub(rf"(?<=: ){colour}\b", variable, body, flags=re.IGNORECASE)
     return body.strip(), round(width * 96 / 72)

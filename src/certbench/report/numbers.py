@@ -59,12 +59,13 @@ class Numbers:
             _append(self.places, place)
             _append(self.pairs.setdefault(place, []), (row.model, row.defense or "none"))
             _append(self.variants.setdefault(place, []), row.variant_id)
-            if wording.known(row.attack) and row.attack:
-                _append(self.attacks.setdefault(place, []), (row.attack, row.threat_id))
+            attack = row.attack if wording.known(row.attack) and row.attack else None
+            if attack:
+                _append(self.attacks.setdefault(place, []), (attack, row.threat_id))
             if not wording.known(row.value):
                 continue
             key = (place, row.variant_id, row.model, row.defense or "none", row.metric)
-            more = (row.attack or None, _number(row.parameter))
+            more = (attack, _number(row.parameter))
             low, high = (float(x) if wording.known(x) else None for x in (row.low, row.high))
             entry = Value(float(row.value), low, high, int(row.n))
             self._found.setdefault(key, {})[more] = entry
