@@ -130,6 +130,25 @@ def start_node(name: str) -> None:
     _spawn(f"slurmd-{name}", ["slurmd", "-D", "-N", name])
 
 
+def power_off(name: str) -> None:
+    """Kill a node as a power cut does: its daemon, its jobs' managers, its jobs' processes."""
+    stop_process(f"slurmd-{name}", signal.SIGKILL)
+    log, mark = f"{FOLDER}/log/slurmd-{name}.log", f"SLURMD_NODENAME={name}".encode()
+    managers, others = [], []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            if entry.joinpath("comm").read_text().startswith("slurmstepd"):
+                if log in {os.readlink(fd) for fd in entry.joinpath("fd").iterdir()}:
+                    managers.append(int(entry.name))
+            elif mark in entry.joinpath("environ").read_bytes().split(b"\0"):
+                others.append(int(entry.name))
+    for pid in (*managers, *others):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def stop_process(name: str, number: int = signal.SIGTERM, wait_s: float = 20) -> None:
     """Stop one daemon by its recorded process id, with SIGKILL where it does not follow."""
     processes = _processes()
@@ -207,7 +226,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
 SelectType=select/cons_tres
-SelectTypeParameters=CR_Core_Memory
+SelectTypeParameters=CR_Core_Memory,CR_LLN
 ReturnToService=2
 KillWait=20
 MinJobAge=300
