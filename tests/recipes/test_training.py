@@ -199,13 +199,14 @@ def test_a_kill_between_a_row_and_its_state_leaves_neither(tmp_path):
     with pytest.raises(KeyboardInterrupt), Progress(path, "work", every_s=1000) as progress:
         log = EpochLog(progress)
         log.load()
-        log(1, 0.5, 0.9, 0.1)
-        log.save({"epoch": 1})
-        log(2, 0.4, 0.9, 0.1)
+        for epoch in (1, 2):
+            log(epoch, 0.5, 0.9, 0.1)
+            log.save({"epoch": epoch})  # the second waits in memory
+        log(3, 0.4, 0.9, 0.1)
         raise KeyboardInterrupt
     with Progress(path, "work") as progress:
         log = EpochLog(progress)
-        assert log.load() == {"epoch": 1} and log.epochs_done == 1
+        assert log.load() == {"epoch": 2} and log.epochs_done == 2
 
 
 # ---- normalisation
