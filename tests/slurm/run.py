@@ -263,17 +263,14 @@ def file_system_full(reference: Study, folder: Path) -> dict[str, str]:
         study.start(CERTIFICATES, "--retries", "0")
         certifying(study, 1)
         filler = results / "filler"
-        with open(filler, "wb") as file, contextlib.suppress(OSError):
-            while True:
-                file.write(b"\0" * 65536)
-        with open(results / "filler2", "wb") as file, contextlib.suppress(OSError):
-            while True:
-                os.write(file.fileno(), b"\0" * 512)
+        for size in (65536, 512):
+            with contextlib.suppress(OSError), open(filler, "ab", buffering=0) as file:
+                while True:
+                    file.write(b"\0" * size)
         code = study.wait()
         assert code != 0, "a run on a full file system ended well"
         assert "file system is full" in study.said, study.said[-3000:]
-        for name in ("filler", "filler2"):
-            (results / name).unlink()
+        filler.unlink()
         outcome = finish_again(study, reference)
     finally:
         subprocess.run(["umount", "-l", str(results)], capture_output=True)
