@@ -64,3 +64,13 @@ lock: $(STAMP_DEV)  ## requirements*.lock from what is installed
 
 clean:  ## remove results (not the environment)
 	rm -rf results .snakemake
+
+.PHONY: install-slurm slurm-test benchmark-planning
+install-slurm: $(STAMP)  ## the executor of profiles/slurm, for a cluster's login node
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements-slurm.lock
+
+slurm-test: $(STAMP_DEV)  ## one study on a real SLURM on this machine, through every fault (root)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/slurm/run.py
+
+benchmark-planning: $(STAMP)  ## dry run of the full study against a bare Snakemake DAG
+	$(BIN)/python benchmarks/planning.py
