@@ -36,7 +36,7 @@ def test_the_network_learns_from_all_or_one_of_the_noise_samples(context, train_
     loss, logits = smoothadv.batch_loss(network, batch, params)
     assert len(logits) == count and loss.requires_grad
     wanted = torch.nn.functional.cross_entropy(logits, batch.labels.repeat(count // 8))
-    assert float(loss.detach()) == pytest.approx(float(wanted))
+    assert loss.item() == pytest.approx(wanted.item())
     assert network.training and all(p.requires_grad for p in network.parameters())
 
 

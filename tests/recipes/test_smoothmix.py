@@ -62,7 +62,7 @@ def test_images_that_are_wrong_are_not_mixed(context):
     batch.labels = torch.ones(6, dtype=torch.int64)
     loss, logits = smoothmix.batch_loss(network, batch, params)
     wanted = torch.nn.functional.cross_entropy(logits, batch.labels.repeat(2))
-    assert float(loss.detach()) == pytest.approx(float(wanted))
+    assert loss.item() == pytest.approx(wanted.item())
 
 
 def test_the_attack_sees_the_network_in_eval_mode_and_learning_does_not(context):
