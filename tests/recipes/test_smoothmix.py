@@ -42,7 +42,7 @@ def loss_of(context, epoch=100, **values):
 def test_without_weight_the_loss_is_the_cross_entropy_of_the_noisy_images(context):
     loss, logits, made = loss_of(context, eta=0.0)
     wanted = torch.nn.functional.cross_entropy(logits, made.labels[:6].repeat(2))
-    assert loss == pytest.approx(float(wanted))
+    assert loss == pytest.approx(wanted.item())
 
 
 def test_the_weight_of_the_mix_grows_over_the_first_epochs(context):
