@@ -76,10 +76,34 @@ def running(study: Study) -> list[str]:
     return [job for job, folder in found if Path(folder) == study.folder]
 
 
-def certifying(study: Study, count: int) -> dict[str, dict]:
-    """Wait until ``count`` shards certify with progress on the disk; their statuses by SLURM id."""
-    until(lambda: len(study.kept()) >= count, 600, f"{count} shards with progress\n" + study.said)
-    return {status["slurm_job"]: status for status in study.statuses() if status["slurm_job"]}
+def certifying(study: Study, count: int) -> dict[str, int]:
+    """Wait for ``count`` shards at work, holding each as soon as its progress is on the disk.
+
+    They are held (SIGSTOP) so that a fault strikes in mid-certification however fast the machine.
+
+    Returns:
+        Process ids by SLURM id.
+    """
+    held: dict[str, int] = {}
+
+    def all_held() -> bool:
+        kept = study.kept()
+        for name, status in study.statuses().items():
+            if name in kept and status["slurm_job"] not in held:
+                os.kill(status["pid"], signal.SIGSTOP)
+                held[status["slurm_job"]] = status["pid"]
+        return len(held) >= count or study.process.poll() is not None
+
+    until(all_held, 600, f"{count} shards with progress\n{study.said[-2000:]}")
+    assert len(held) == count, f"{held}\n{study.said[-2000:]}"
+    return held
+
+
+def release(held: dict[str, int]) -> None:
+    """Let held shards go on."""
+    for pid in held.values():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 # -- the undisturbed run ---------------------------------------------------------------------------
@@ -170,7 +194,8 @@ def of_one_run(reference: Study, folder: Path) -> dict[str, str]:
     study, since = Study(folder, reference), now()
     study.forget(SHARDS)
     study.start(CERTIFICATES)
-    shards = sorted(certifying(study, SHARDS))
+    held = certifying(study, SHARDS)
+    shards = sorted(held)
     text = cluster.run(["squeue", "-h", "-r", "-o", "%i %N"])
     nodes = dict(line.split() for line in text.splitlines() if line.split()[0] in shards)
     lost = nodes[shards[-1]]
@@ -183,20 +208,13 @@ def of_one_run(reference: Study, folder: Path) -> dict[str, str]:
     time.sleep(3)
     cluster.start_controller()
     cluster.run(["scancel", here[0]])
-    killed = [
-        pid
-        for pid in study.processes(slurm_job=here[1])
-        if b"collect.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
-    assert killed, "the script of the shard is not there"
-    for pid in killed:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    os.kill(held[here[1]], signal.SIGKILL)
     cluster.power_off(lost)
     cluster.run(["scontrol", "update", f"nodename={lost}", "state=down", "reason=test"])
     time.sleep(5)
     cluster.start_node(lost)
     cluster.run(["scontrol", "update", f"nodename={lost}", "state=resume"])
+    release(held)
 
     # SLURM itself has queued the lost node's jobs again.
     until(lambda: there[0] in running(study), 180, f"job {there[0]} after its node failed")
@@ -223,23 +241,16 @@ def time_limit(reference: Study, folder: Path) -> dict[str, str]:
     study, since = Study(folder, reference), now()
     study.forget(1)
     study.start(CERTIFICATES)
-    ((job, status),) = certifying(study, 1).items()
-    cluster.run(["scontrol", "update", f"jobid={job}", "timelimit=1"])
-    # Held as by a slow file system until just before the limit of one minute, SLURM's shortest.
-    os.kill(status["pid"], signal.SIGSTOP)
+    ((job, pid),) = certifying(study, 1).items()
     before = sum(study.kept().values())
-    started = cluster.run(["squeue", "-h", "-j", job, "-o", "%S"]).strip()
-    limit = time.mktime(time.strptime(started, "%Y-%m-%dT%H:%M:%S")) + 60
-    time.sleep(max(0.0, limit - time.time() - 2))
-    os.kill(status["pid"], signal.SIGCONT)
-    # SLURM looks at limits every half minute; a stopped process would not see the signal.
-    until(lambda: job not in running(study), 120, "end at the limit")
+    # SLURM's shortest limit is a minute. It wakes the held process with SIGCONT, then SIGTERM.
+    cluster.run(["scontrol", "update", f"jobid={job}", "timelimit=1"])
+    until(lambda: job not in running(study), 180, "end at the limit")
     kept = sum(study.kept().values())
     assert kept >= before > 0, (before, kept)
-    resumed: list[int] = []
 
     def goes_on() -> bool:
-        resumed.extend(s["done"] for s in study.statuses() if s["pid"] != status["pid"])
+        resumed = [s["done"] for s in study.statuses().values() if s["pid"] != pid]
         return any(done >= kept for done in resumed) or study.process.poll() is not None
 
     until(goes_on, 600, "retry")
@@ -261,12 +272,13 @@ def file_system_full(reference: Study, folder: Path) -> dict[str, str]:
     try:
         shutil.copytree(held, results, symlinks=True, dirs_exist_ok=True)
         study.start(CERTIFICATES, "--retries", "0")
-        certifying(study, 1)
+        held = certifying(study, 2)
         filler = results / "filler"
         for size in (65536, 512):
             with contextlib.suppress(OSError), open(filler, "ab", buffering=0) as file:
                 while True:
                     file.write(b"\0" * size)
+        release(held)
         code = study.wait()
         assert code != 0, "a run on a full file system ended well"
         assert "file system is full" in study.said, study.said[-3000:]

@@ -166,12 +166,12 @@ class Study:
         """The certification shards, in order."""
         return sorted((self.folder / "results" / "stats").rglob("*.parquet"))
 
-    def statuses(self) -> list[dict]:
-        """What the running jobs tell onlookers."""
-        told = []
+    def statuses(self) -> dict[str, dict]:
+        """What the running jobs tell onlookers, by the stem of their progress files."""
+        told = {}
         for path in (self.folder / "results" / ".progress").glob("*.json"):
             with contextlib.suppress(OSError, ValueError):
-                told.append(json.loads(path.read_text()))
+                told[path.stem] = json.loads(path.read_text())
         return told
 
     def kept(self) -> dict[str, int]:
@@ -196,19 +196,3 @@ class Study:
                 if name not in COSTS:
                     made[f"{path.relative_to(self.folder)}:{name}"] = table[name].to_pylist()
         return made
-
-    def processes(self, slurm_job: str | None = None, node: str | None = None) -> list[int]:
-        """Ids of the processes of a SLURM job or of a node's jobs, by their environment."""
-        if slurm_job and "_" in slurm_job:
-            array, task = slurm_job.split("_")
-            wanted = {f"SLURM_ARRAY_JOB_ID={array}", f"SLURM_ARRAY_TASK_ID={task}"}
-        else:
-            wanted = {f"SLURM_JOB_ID={slurm_job}" if slurm_job else f"SLURMD_NODENAME={node}"}
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                with contextlib.suppress(OSError):
-                    told = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
-                    if wanted <= set(told):
-                        found.append(int(entry.name))
-        return found
