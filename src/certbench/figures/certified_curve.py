@@ -85,10 +85,11 @@ def _panel(sheet: style.Sheet, data, params, at, group, predictions, attacks) ->
     caps = {pair: cap(_of(group, pair)) for pair in pairs}
     count = wording.plural(group["item_id"].nunique(), "image")
     norm = wording.norm(group["threat_norm"].iloc[0])
+    marked = _by_radius(data, caps)
     axes = sheet.panel(
-        f"Certified accuracy, {count} of "
-        + wording.place(at["dataset"], at["split"], at["variant_id"]),
+        f"Certified accuracy, {wording.place(at['dataset'], at['split'], at['variant_id'])}, {count}",
         2.5,
+        above=0.17 * len(marked),
         xlabel=f"certified {norm} radius (pixel values in [0, 1])",
         key=_key(data, pairs, predictions, attacks),
     )
@@ -109,7 +110,7 @@ def _panel(sheet: style.Sheet, data, params, at, group, predictions, attacks) ->
             linestyle=look.line,
         )
         axes.fill_between(radii, low, high, step="pre", color=look.colour, alpha=0.16, linewidth=0)
-    _mark_caps(axes, data, group, caps)
+    _mark_caps(axes, marked, right)
     gutter = _bare_models(axes, data, params, predictions, right)
     _attack_points(axes, data, params, attacks, 0.012 * right)
     axes.axvline(0, color=style.MUTED, linewidth=0.8, zorder=1)
@@ -154,29 +155,34 @@ def cap(rows: pd.DataFrame) -> tuple[float | None, int | None]:
     return None, samples
 
 
-def _mark_caps(axes: Axes, data, group, caps) -> None:
-    marked: dict[float, tuple[list[str], int | None]] = {}
-    for pair, (radius, samples) in caps.items():
+def _by_radius(data, caps) -> dict[float, tuple[set[str], int | None]]:
+    """Colours of the curves that end at each largest radius, and the budget, in ascending order."""
+    marked: dict[float, tuple[set[str], int | None]] = {}
+    for pair, (radius, samples) in sorted(caps.items(), key=lambda entry: entry[1][0] or 0.0):
         if radius:
-            marked.setdefault(round(radius, 6), ([], samples))[0].append(
-                data.looks.of(*pair).colour
-            )
-    for radius, (colours, samples) in marked.items():
-        colour = colours[0] if len(set(colours)) == 1 else style.MUTED
+            entry = marked.setdefault(round(radius, 6), (set(), samples))
+            entry[0].add(data.looks.of(*pair).colour)
+    return marked
+
+
+def _mark_caps(axes: Axes, marked, right: float) -> None:
+    """A line at each largest radius, named above the data, one name a line."""
+    for line, (radius, (colours, samples)) in enumerate(marked.items()):
+        colour = next(iter(colours)) if len(colours) == 1 else style.MUTED
         axes.axvline(radius, color=colour, linewidth=1, linestyle=(0, (2, 2)), zorder=1.5)
         text = f"largest radius with n = {samples:,}" if samples else "largest possible radius"
-        held = max(rows["radius"].ge(radius * 0.9).mean() for rows in (_of(group, p) for p in caps))
-        # Where curves are high the note stands below them, else above.
+        beyond = radius > right / 2
         axes.annotate(
-            text,
-            (radius, 0.03 if held > 0.5 else 0.985),
-            xytext=(-2, 0),
+            f"{text} ┐" if beyond else f"┌ {text}",
+            (radius, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(3 if beyond else -3, 2 + 12 * line),
             textcoords="offset points",
-            rotation=90,
-            ha="right",
-            va="bottom" if held > 0.5 else "top",
+            ha="right" if beyond else "left",
+            va="bottom",
             fontsize=8,
             color=style.MUTED,
+            annotation_clip=False,
         )
 
 
