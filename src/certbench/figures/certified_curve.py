@@ -86,8 +86,9 @@ def _panel(sheet: style.Sheet, data, params, at, group, predictions, attacks) ->
     count = wording.plural(group["item_id"].nunique(), "image")
     norm = wording.norm(group["threat_norm"].iloc[0])
     marked = _by_radius(data, caps)
+    place = wording.place(at["dataset"], at["split"], at["variant_id"])
     axes = sheet.panel(
-        f"Certified accuracy, {wording.place(at['dataset'], at['split'], at['variant_id'])}, {count}",
+        f"Certified accuracy, {place}, {count}",
         2.5,
         above=0.17 * len(marked),
         xlabel=f"certified {norm} radius (pixel values in [0, 1])",

@@ -248,7 +248,7 @@ def _attacked(
 
 
 def _bare_under(numbers: Numbers, place: tuple, pair: tuple[str, str], attack: str) -> str:
-    found = []
+    found: list[str] = []
     for model, defense in numbers.pairs[place]:
         value = numbers.get("robust_accuracy", place, (model, defense), attack=attack)
         if value is not None and not defended((model, defense)):
