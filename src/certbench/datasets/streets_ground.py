@@ -12,7 +12,7 @@ from certbench.datasets.streets_geometry import linear
 from certbench.datasets.streets_layout import SceneDescription
 from certbench.datasets.streets_noise import grain, mottled
 from certbench.datasets.streets_surfaces import cover
-from certbench.datasets.streets_vectors import mix, single
+from certbench.datasets.streets_vectors import mix, single, wrap
 
 ZEBRA = 3.4
 """Length of a zebra crossing along the road in metres."""
@@ -141,8 +141,8 @@ def _paving(description, p: _Spot) -> np.ndarray:
     row = np.floor(p.across / slab)
     inner = slab / 2 - 0.02
     joint = np.maximum(
-        1 - cover(np.mod(p.across, slab) - slab / 2, inner, p.foot),
-        1 - cover(np.mod(p.z + 0.5 * row * slab, slab) - slab / 2, inner, p.foot_along),
+        1 - cover(wrap(p.across, slab) - slab / 2, inner, p.foot),
+        1 - cover(wrap(p.z + 0.5 * row * slab, slab) - slab / 2, inner, p.foot_along),
     ) * np.minimum(1, 0.10 / p.foot_along)
     tone = (grain(row, np.floor(p.z / slab), 9) - 0.5) * np.minimum(1, 0.4 / p.foot_along)
     shade = 1 + 0.25 * (p.coarse - 0.5) + 0.3 * p.fine + 0.16 * tone
@@ -174,7 +174,7 @@ def _markings(description, across, z, foot, foot_along):
         outside = outside * ((z < road.zebra - 1.2) | (z > road.zebra + ZEBRA + 0.4))
     driven = np.float32(road.lane * road.lanes)
     paint = np.zeros_like(across)
-    dash = cover(np.mod(z, 6.0) - 3.0, 1.5, np.minimum(foot_along, 6))
+    dash = cover(wrap(z, 6.0) - 3.0, 1.5, np.minimum(foot_along, 6))
     if road.centre_style == 1:
         paint = cover(across, 0.07, foot) * dash
     elif road.centre_style == 2:
@@ -187,13 +187,13 @@ def _markings(description, across, z, foot, foot_along):
         if width > 0:
             own = across * side
             rim = cover(own - driven, 0.05, foot)
-            bays = cover(np.mod(z, 5.8) - 2.9, 0.06, foot_along) * (own > driven)
+            bays = cover(wrap(z, 5.8) - 2.9, 0.06, foot_along) * (own > driven)
             paint = paint + np.where(own > 0, np.maximum(rim, bays), 0.0)
     paint = np.minimum(paint, 1) * outside
     stop = np.zeros_like(across)
     if road.zebra is not None:
         inside = cover(z - (road.zebra + ZEBRA / 2), ZEBRA / 2, foot_along)
-        stop = inside * cover(np.mod(across, 1.0) - 0.5, 0.25, np.minimum(foot, 1))
+        stop = inside * cover(wrap(across, 1.0) - 0.5, 0.25, np.minimum(foot, 1))
         stop = stop * (np.abs(across) < driven + 2)
         line = road.zebra - 1.0
     elif road.junction is not None:

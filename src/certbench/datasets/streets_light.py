@@ -358,13 +358,13 @@ def lamplight(description: SceneDescription, camera: Camera, point, normal) -> n
     near = np.argsort(((description.lamps - eye) ** 2).sum(1), kind="stable")[:5]
     lamps = description.lamps[near].astype(np.float32)
     if len(lamps):
-        # |p - l|^2 and (l - p) . n for all points and lamps by two matrix products.
-        square = dot(point, point)[:, None] - 2 * (point @ lamps.T) + (lamps * lamps).sum(1)
+        # |p - l|^2 and (l - p) . n for all lamps and points by two matrix products.
+        square = dot(point, point) - 2 * (lamps @ point.T) + dot(lamps, lamps)[:, None]
         square = np.maximum(square, 0.01)
-        facing = normal @ lamps.T - dot(point, normal)[:, None]
+        facing = lamps @ normal.T - dot(point, normal)
         facing = np.maximum(facing / np.sqrt(square), 0) + 0.12
-        below = np.clip((lamps[:, 1] - point[:, 1:2]) * 0.4, 0, 1)
-        warm = (11.0 * facing * below / (square + 6.0)).sum(1)
+        under = np.clip((lamps[:, 1:2] - point[:, 1]) * 0.4, 0, 1)
+        warm = (11.0 * facing * under / (square + 6.0)).sum(0)
     else:
         warm = np.zeros(len(point), np.float32)
     total = warm[:, None] * single([1.0, 0.76, 0.44])

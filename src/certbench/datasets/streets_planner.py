@@ -65,6 +65,10 @@ CLOTHES = (
 )
 
 
+CELL = 4.0
+"""Length in metres of the stretches of street that taken ground is sorted into."""
+
+
 class Planner:
     """Collects placed objects and remembers which ground is taken."""
 
@@ -72,7 +76,7 @@ class Planner:
         self.road, self.rng = road, rng
         self.index = {name: i for i, name in enumerate(objects.library().names)}
         self.rows: list[tuple] = []
-        self.taken: list[tuple[float, float, float]] = []
+        self.taken: dict[int, list[tuple[float, float, float]]] = {}
 
     def add(self, name, x, z, yaw, scale=(1.0, 1.0, 1.0), colours=(), params=(0, 0, 0, 0)) -> None:
         """Place a part at world x and z, turned by ``yaw`` radians to the right."""
@@ -90,11 +94,17 @@ class Planner:
 
     def free(self, along, across, radius) -> bool:
         """Whether a disc on the street is free of others; takes it if so."""
-        for a, b, r in self.taken:
-            if (a - along) ** 2 + (b - across) ** 2 < (r + radius) ** 2:
-                return False
-        self.taken.append((along, across, radius))
+        cell = int(along // CELL)
+        for near in (cell - 1, cell, cell + 1):
+            for a, b, r in self.taken.get(near, ()):
+                if (a - along) ** 2 + (b - across) ** 2 < (r + radius) ** 2:
+                    return False
+        self.take(along, across, radius)
         return True
+
+    def take(self, along, across, radius) -> None:
+        """Mark a disc on the street as taken; radii are at most half a cell."""
+        self.taken.setdefault(int(along // CELL), []).append((along, across, radius))
 
     def in_junction(self, along, margin=0.0) -> bool:
         """Whether a place lies in the crossing street, widened by a margin."""

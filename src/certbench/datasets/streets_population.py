@@ -125,7 +125,8 @@ def traffic(plan: Planner, quarter: str) -> None:
         if not plan.free(along, across, 1.3):
             return
         # Two more discs cover the length, so that people and signs keep clear of both ends.
-        plan.taken += [(along - 1.5, across, 1.2), (along + 1.5, across, 1.2)]
+        plan.take(along - 1.5, across, 1.2)
+        plan.take(along + 1.5, across, 1.2)
         name = objects.CARS[int(rng.choice(5, p=(0.28, 0.27, 0.2, 0.1, 0.15)))]
         size = float(rng.uniform(0.95, 1.05))
         plan.on_street(

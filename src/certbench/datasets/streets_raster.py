@@ -17,6 +17,7 @@ from certbench.datasets import streets_geometry as g
 from certbench.datasets.streets_camera import Camera
 from certbench.datasets.streets_geometry import Primitives
 from certbench.datasets.streets_noise import grain, mottled
+from certbench.datasets.streets_vectors import dot
 
 NEAR = 0.1
 """Distance of the near plane in metres."""
@@ -149,7 +150,7 @@ def quad_spans(maps: np.ndarray, insets: np.ndarray, disc: np.ndarray, rows, cam
     """
     owner, row = _row_list(rows)
     y = camera.rows()[row]
-    lines = maps[owner]
+    lines = maps.take(owner, 0)
     slope = lines[:, :, 0]
     base = lines[:, :, 1] * y[:, None] + lines[:, :, 2]
     left, right = insets[owner, 0], insets[owner, 1]
@@ -275,12 +276,13 @@ def _quadric_fragments(scene: Primitives, camera: Camera) -> _QuadricFragments:
 
     owner, row = _row_list((low[kept], high[kept]))
     y = camera.rows()[row]
-    maps = to_unit[owner]
+    maps = to_unit.take(owner, 0)
     slope = maps[:, :, 0]
     base = maps[:, :, 1] * y[:, None] + maps[:, :, 2]
-    o, w, c = start[owner], weight[owner], outside[owner]
-    ss, sb, bb = (w * slope**2).sum(1), (w * slope * base).sum(1), (w * base**2).sum(1)
-    os, ob = (w * o * slope).sum(1), (w * o * base).sum(1)
+    o, w, c = start.take(owner, 0), weight.take(owner, 0), outside[owner]
+    ws, wb = w * slope, w * base
+    ss, sb, bb = dot(ws, slope), dot(ws, base), dot(wb, base)
+    os, ob = dot(o, ws), dot(o, wb)
     bend, lean, rest = os**2 - c * ss, 2 * (os * ob - c * sb), ob**2 - c * bb
     first, last = _concave_roots(bend, lean, rest)
     open_ended = bend >= 0
@@ -311,7 +313,8 @@ def _quadric_fragments(scene: Primitives, camera: Camera) -> _QuadricFragments:
         square = (ss[at] * x[leafy] + 2 * sb[at]) * x[leafy] + bb[at]
         rim = root[leafy] / np.sqrt(square)
         t = 1 / inverse[leafy]
-        hit = o[at] + (base[at] + slope[at] * x[leafy, None]) * t[:, None]
+        step = base.take(at, 0) + slope.take(at, 0) * x[leafy, None]
+        hit = o.take(at, 0) + step * t[:, None]
         size = np.cbrt(np.abs(np.linalg.det(axes)))[owner[at]]
         phase = (scene.key[scene.quads + kept[owner[at]]] & 0xFF).astype(np.float64)
         hit *= (1.3 * size)[:, None]

@@ -156,13 +156,14 @@ def _shade(
     labels = np.full(height * width, SKY, np.uint8)
 
     sky = np.flatnonzero(flat < GROUND)
-    radiance[sky] = sky_colour(air, description.seed, direction[sky])
+    radiance[sky] = sky_colour(air, description.seed, direction.take(sky, 0))
 
     made = surfaces(scene, seen, points)
     labels[made.pixel] = scene.label[made.primitive]
     albedo = made.albedo
     if air.snow:
-        drift = mottled(made.point[:, 0] * 1.3, made.point[:, 2] * 1.3 + made.point[:, 1])
+        x, y, z = made.point.T
+        drift = mottled(x * 1.3, z * 1.3 + y, smooth=False)
         lying = np.clip((made.normal[:, 1] - 0.62 + 0.5 * drift * air.snow) * 4, 0, 1)
         lying *= 0.5 + 0.5 * air.snow
         albedo = albedo + (single([0.84, 0.86, 0.90]) - albedo) * lying[:, None]
@@ -176,7 +177,8 @@ def _shade(
     light[made.pixel] = made.signal + (made.lamp if air.dark else _dim(made.lamp, air))
 
     below = np.flatnonzero(flat == GROUND)
-    floor = ground(description, camera, points[below], depth[below])
+    spots = points.take(below, 0)
+    floor = ground(description, camera, spots, depth[below])
     labels[below] = floor.label
     shadow = ground_shadow(scene, camera, air).ravel()
     if camera.height > 48:
@@ -192,7 +194,7 @@ def _shade(
     up = np.broadcast_to(single([0, 1, 0]), (len(below), 3))
     irradiance = daylight(air, up, shadow[below])
     if air.dark:
-        irradiance = irradiance + lamplight(description, camera, points[below], up) * (
+        irradiance = irradiance + lamplight(description, camera, spots, up) * (
             1 - 0.5 * shadow[below, None]
         )
     radiance[below] = albedo * irradiance
@@ -200,8 +202,7 @@ def _shade(
     if air.wet:
         on_ground = (flat == GROUND).reshape(height, width)
         image = mirrored((radiance + light).reshape(height, width, 3), on_ground)
-        image = image.reshape(-1, 3)[below]
-        ray = direction[below]
+        ray = direction.take(below, 0)
         graze = 1 - np.abs(ray[:, 1]) / np.sqrt(dot(ray, ray))
         fresnel = 0.03 + 0.75 * graze**5
         wet = air.wet * np.clip(floor.puddle * 2.2 - 0.5, 0.25, 1) * fresnel
@@ -218,7 +219,8 @@ def _dim(lamp: np.ndarray, air: Atmosphere) -> np.ndarray:
     """Lamps by day: headlights are lit in bad weather, windows hardly show."""
     if air.condition == "clear":
         return np.zeros_like(lamp)
-    return lamp * (0.22 * (lamp.max(1, keepdims=True) > 1.5))
+    # Headlights and tail lights are the lamps whose red exceeds 1.5.
+    return lamp * (np.float32(0.22) * (lamp[:, :1] > 1.5))
 
 
 def _develop(

@@ -14,7 +14,7 @@ from certbench.datasets import streets_geometry as g
 from certbench.datasets.streets_geometry import Primitives, linear
 from certbench.datasets.streets_noise import grain, mottled
 from certbench.datasets.streets_raster import Visible
-from certbench.datasets.streets_vectors import dot, mix, single
+from certbench.datasets.streets_vectors import dot, mix, single, wrap
 
 
 @dataclass
@@ -169,7 +169,7 @@ def _facade(p: _Patch):
     phase = (p.key & 0xFF).astype(np.float32)
     dirt = mottled(x / 3 + phase, y / 3, False) - 0.5
     wall = p.colour * (1 + 0.22 * dirt)[:, None]
-    course = cover(np.mod(y, 0.28) - 0.14, 0.10, fine_y * 1.5)
+    course = cover(wrap(y, 0.28) - 0.14, 0.10, fine_y * 1.5)
     wall = wall * np.where(finish == 1, 0.72 + 0.36 * course, np.float32(1))[:, None]
 
     ground = np.where(shop, np.float32(3.7), np.float32(0.7))
@@ -233,7 +233,7 @@ def _facade(p: _Patch):
 def _shop_front(key, x, y, within, albedo, fine_x, fine_y, display, band):
     """Goods behind glass, and a coloured band with letters above."""
     hue = grain(np.floor(x / 9.6), 3, key)
-    paint = np.stack([hue, np.mod(hue * 3.7, 1), np.mod(hue * 7.3, 1)], 1) ** 2 * 0.7 + 0.03
+    paint = np.stack([hue, wrap(hue * 3.7, 1), wrap(hue * 7.3, 1)], 1) ** 2 * 0.7 + 0.03
     letters = cover(y - 3.2, 0.15, fine_y) * (grain(np.floor(x / 0.28), 5, key) < 0.6)
     letters *= np.minimum(1, 0.14 / fine_x) * (np.abs(within) < 1.0)
     paint = mix(paint, single([0.85, 0.85, 0.8]), 0.8 * letters)
@@ -244,7 +244,7 @@ def _shop_front(key, x, y, within, albedo, fine_x, fine_y, display, band):
 
 def _tiles(p: _Patch):
     x, y = p.s * p.length, p.t * p.height
-    row = cover(np.mod(y, 0.4) - 0.2, 0.15, np.maximum(p.foot * 2, 1e-3))
+    row = cover(wrap(y, 0.4) - 0.2, 0.15, np.maximum(p.foot * 2, 1e-3))
     patchy = mottled(x / 4, y / 4, False)
     return p.colour * (0.7 + 0.3 * row + 0.2 * (patchy - 0.5))[:, None], None, None, 0.0
 
@@ -348,7 +348,7 @@ def _plate(p: _Patch):
 
     rim = np.maximum(np.maximum(np.abs(a), np.abs(b)), (np.abs(a) + np.abs(b)) * 0.7071)
     paint((kind == 0) & (rim < 0.92), RED)
-    stroke = np.abs(np.mod((a + 0.66) / 0.33, 1) - 0.5) < 0.32
+    stroke = np.abs(wrap((a + 0.66) / 0.33, 1) - 0.5) < 0.32
     paint((kind == 0) & (np.abs(b) < 0.24) & (np.abs(a) < 0.66) & stroke, white)
     edge = np.minimum(p.t, (1 - p.t - np.abs(a)) * 0.45)
     paint(((kind == 1) | (kind == 2)) & (edge < 0.13), RED)
@@ -377,7 +377,7 @@ def _plate(p: _Patch):
     walker = (np.hypot(a, (b - 0.28)) < 0.11) | ((np.abs(a) < 0.12) & (np.abs(b + 0.15) < 0.32))
     paint((kind == 7) & walker, black)
     paint(kind == 8, YELLOW)
-    line = np.abs(np.mod(b * 1.5 + 0.5, 1) - 0.5) < 0.22
+    line = np.abs(wrap(b * 1.5 + 0.5, 1) - 0.5) < 0.22
     text = line & (np.abs(a) < 0.8) & (grain(np.floor(a * 14), np.floor(b * 1.5), p.key) < 0.72)
     paint((kind == 8) & (text | (np.maximum(np.abs(a), np.abs(b)) > 0.94)), black)
     return albedo, None, albedo * 0.06, np.float32(0.02)

@@ -17,6 +17,11 @@ def dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a[:, 0] * b[:, 0] + a[:, 1] * b[:, 1] + a[:, 2] * b[:, 2]
 
 
+def wrap(values: np.ndarray, period: Any) -> np.ndarray:
+    """Remainder in [0, period) up to rounding (``np.mod`` is several times slower)."""
+    return values - np.floor(values / period) * period
+
+
 def mix(a: np.ndarray, b: np.ndarray, share: np.ndarray) -> np.ndarray:
     """Blend rows: ``a`` where ``share`` is 0, ``b`` where it is 1; ``share`` is [n]."""
     return a + (b - a) * share[:, None]

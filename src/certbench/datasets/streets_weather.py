@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from certbench.datasets.streets_light import Atmosphere
+from certbench.datasets.streets_noise import grain
 from certbench.datasets.streets_vectors import single
 
 
@@ -26,25 +27,28 @@ def haze(radiance: np.ndarray, depth: np.ndarray, air: Atmosphere) -> np.ndarray
 
 
 def mirrored(radiance: np.ndarray, is_ground: np.ndarray) -> np.ndarray:
-    """Image that a wet ground mirrors: each column flipped about the foot of what stands above.
+    """What wet ground mirrors: each column flipped about the foot of what stands above.
 
     Args:
         radiance: Linear RGB, float32 [H, W, 3].
         is_ground: bool [H, W].
 
     Returns:
-        float32 [H, W, 3]; meaningless outside the ground.
+        float32 [n, 3] for the n ground pixels in order.
     """
     height, width = is_ground.shape
     rows = np.arange(height)[:, None]
     foot = np.maximum.accumulate(np.where(is_ground, -1, rows), axis=0)
-    source = np.clip(2 * foot + 1 - rows, 0, height - 1)
-    picked = radiance[source, np.arange(width)[None, :]]
-    # Ripples smear the mirror image vertically.
-    for step in (1, 2):
-        shift = max(1, step * height // 96)
-        picked = (picked + np.roll(picked, shift, 0) + np.roll(picked, -shift, 0)) / 3
-    return picked
+    row, column = np.nonzero(is_ground)
+    source = 2 * foot[row, column] + 1 - row
+    flat = radiance.reshape(-1, 3)
+    ripple = max(1, 2 * height // 96)
+    # Ripples scatter the mirror image vertically.
+    total = np.zeros((len(row), 3), np.float32)
+    for key in (1, 2):
+        shift = ((grain(column, row, key) - 0.5) * (3 * ripple)).astype(np.int64)
+        total += 0.5 * flat.take(np.clip(source + shift, 0, height - 1) * width + column, 0)
+    return total
 
 
 def glow(light: np.ndarray) -> np.ndarray:
@@ -103,33 +107,29 @@ def falling(
         layers = ((4.0, 0.85, 0.8), (9.0, 0.5, 0.7), (18.0, 0.3, 0.55))
     else:
         return display
-    veil = np.zeros((height, width), np.float32)
+    veil = np.zeros(height * width, np.float32)
     aspect = width / (2 * height)
     for distance, length, strength in layers:
         count = int(drops * aspect * (1.0 if distance < 10 else 1.6))
         x, y = rng.uniform(0, width, count), rng.uniform(0, height, count)
         size = length * scale * rng.uniform(0.6, 1.4, count)
         shade = strength * rng.uniform(0.5, 1.0, count)
-        layer = np.zeros((height, width), np.float32)
         if air.condition == "rain":
-            steps = int(np.ceil(length * scale * 1.4))
-            thick = max(1, round(0.6 * scale))
-            for i in range(steps):
-                for j in range(thick):
-                    alive = i <= size
-                    column = (x + lean * i + j).astype(int)
-                    row = (y + i).astype(int)
-                    inside = alive & (column >= 0) & (column < width) & (row >= 0) & (row < height)
-                    layer[row[inside], column[inside]] = shade[inside]
+            steps, thick = int(np.ceil(length * scale * 1.4)), max(1, round(0.6 * scale))
+            dy, dx = (side.reshape(-1, 1) for side in np.mgrid[:steps, :thick])
+            strong = np.where(dy <= size, shade, 0.0)
+            column, row = (x + lean * dy + dx).astype(int), (y + dy).astype(int)
         else:
             reach = max(1, int(np.ceil(length * scale)))
-            for dy in range(-reach, reach + 1):
-                for dx in range(-reach, reach + 1):
-                    column, row = (x + dx).astype(int), (y + dy).astype(int)
-                    soft = np.clip(size + 0.5 - np.hypot(dx - lean * dy, dy), 0, 1) * shade
-                    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-                    np.maximum.at(layer, (row[inside], column[inside]), soft[inside])
-        veil = np.maximum(veil, layer * (depth > distance))
+            span = slice(-reach, reach + 1)
+            dy, dx = (side.reshape(-1, 1) for side in np.mgrid[span, span])
+            strong = np.clip(size + 0.5 - np.hypot(dx - lean * dy, dy), 0, 1) * shade
+            column, row = (x + dx).astype(int), (y + dy).astype(int)
+        shown = (strong > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        at = row[shown] * width + column[shown]
+        hidden = depth.ravel()[at] <= distance
+        np.maximum.at(veil, at, np.where(hidden, 0, strong[shown]).astype(np.float32))
+    veil = veil.reshape(height, width)
     white = 0.93 if air.condition == "snow" else 0.80
     return display + veil[..., None] * (white - display)
 
