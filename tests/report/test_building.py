@@ -120,6 +120,35 @@ def test_shared_results_of_two_experiments_are_counted_once(study):
     assert set(found.certificates["n_forward"]) == {1100.0}
 
 
+def _with_checks(path, alarm):
+    """The table in a file with checks of an attack, as the table job writes them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    attacked = next(row for row in rows if row["metric"] == "robust_accuracy")
+    for name, value, alarms in (("C3 zero gradients", 0.25, int(alarm)), ("C1 passes", 0.0, 0)):
+        check = {"metric": f"check:{name}", "value": value, "parameter": 0.1, "n": alarms}
+        rows.append({**attacked, "threat_id": None, "low": None, "high": None, **check})
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
+
+
+@pytest.mark.parametrize("alarm", [True, False])
+def test_checks_of_an_attack_are_shown_and_alarms_are_warned_of(own_study, fabricated, alarm):
+    before = Page(Path("results/report.html").read_text(encoding="utf-8")).text
+    _with_checks("results/tables/attacked.parquet", alarm)
+    fabricated.run(own_study.jobs["report", ()])
+    text = Path("results/report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert "zero gradients" in page.text and "0.25" in page.text
+    assert ("1 of 2 raised an alarm" in page.text) is alarm
+    assert ("likely too high" in page.text.split("What is certified")[0]) is alarm
+    # Checks are no attacks: the cross table has the columns it had.
+    cut = slice(before.index("Everything against"), before.index("Before you believe"))
+    assert before[cut] in page.text
+
+
 def test_violations_come_first_and_in_red(own_study, fabricated):
     plan = fabricated.study(fabricated.CONFIG, violations=3)
     fabricated.run(plan.jobs["report", ()])

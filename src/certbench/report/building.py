@@ -135,6 +135,7 @@ def context(found: Sources) -> dict[str, Any]:
 
     numbers = Numbers(found.tables)
     audit = details.audit(found)
+    checks = details.checks(found)
     made = findings.build(found, numbers)
     headline, said = findings.headline(made, len(audit.violations), audit.sound)
     return {
@@ -146,6 +147,8 @@ def context(found: Sources) -> dict[str, Any]:
         "findings": made,
         "cross": crosstable.build(found, numbers),
         "audit": audit,
+        "checks": checks,
+        "alarms": sum(check["alarm"] for check in checks),
         "certificates": details.certificates(found, numbers),
         "figures": _figures(found),
         "datasets": found.datasets,

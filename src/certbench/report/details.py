@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from certbench.figures import wording
 from certbench.report import crosstable
-from certbench.report.numbers import Numbers, defended
+from certbench.report.numbers import CHECK, Numbers, defended
 
 if TYPE_CHECKING:
     from certbench.report.sources import Sources
@@ -55,6 +55,28 @@ def audit(found: Sources) -> Audit:
         proven=sum(group["proven"] for group in listed),
         certified=sum(group["certified"] for group in listed),
     )
+
+
+def checks(found: Sources) -> list[dict[str, Any]]:
+    """Checks of the attack evaluations, those that raised an alarm first."""
+    made = []
+    for row in found.tables.itertuples():
+        if not row.metric.startswith(CHECK):
+            continue
+        name, _, test = row.metric.removeprefix(CHECK).partition(" ")
+        made.append(
+            {
+                "check": name,
+                "test": test,
+                "series": wording.series(row.model, row.defense),
+                "place": wording.place(row.dataset, row.split, row.variant_id),
+                "attack": row.attack,
+                "value": row.value,
+                "limit": row.parameter,
+                "alarm": int(row.n) > 0,
+            }
+        )
+    return sorted(made, key=lambda check: not check["alarm"])
 
 
 @dataclass(frozen=True)

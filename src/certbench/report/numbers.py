@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 PLACE = ("dataset", "split", "view")
 
+CHECK = "check:"
+"""How rows begin that check an evaluation rather than measure a model."""
+
 
 @dataclass(frozen=True)
 class Value:
@@ -45,7 +48,7 @@ class Numbers:
     """Look numbers up by metric and keys.
 
     Args:
-        table: Rows of tables, each number once.
+        table: Rows of tables, each number once; checks are left out.
     """
 
     def __init__(self, table: pd.DataFrame):
@@ -55,6 +58,8 @@ class Numbers:
         self.variants: dict[tuple, list[str]] = {}
         self.attacks: dict[tuple, list[tuple[str, str]]] = {}
         for row in table.itertuples():
+            if row.metric.startswith(CHECK):
+                continue
             place = (row.dataset, row.split, row.view)
             _append(self.places, place)
             _append(self.pairs.setdefault(place, []), (row.model, row.defense or "none"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from certbench.figures import wording
-from certbench.report import crosstable
+from certbench.report import crosstable, details
 from certbench.report.numbers import Numbers, defended
 
 if TYPE_CHECKING:
@@ -76,6 +76,13 @@ def build(sources: Sources, numbers: Numbers) -> list[str]:
         made.append(
             "Robust accuracy under attack is an upper bound: it says what these attacks with these "
             "budgets did not find."
+        )
+    alarms = [check for check in details.checks(sources) if check["alarm"]]
+    if alarms:
+        attacks = wording.listed(list(dict.fromkeys(str(check["attack"]) for check in alarms)))
+        made.append(
+            f"{wording.plural(len(alarms), 'check')} of the evaluation with {attacks} raised an "
+            "alarm (see the attacks): what these attacks leave is likely too high."
         )
     commits = {footer.get("commit") for footer in sources.footers}
     if len(commits) > 1:
