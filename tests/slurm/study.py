@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -68,6 +69,7 @@ class Study:
         self.folder = folder
         self.process: subprocess.Popen | None = None
         self.runs = 0
+        self.since = now()
         if copy_of is None:
             folder.mkdir(parents=True)
             for name in ("Snakefile", "environment.yml"):
@@ -83,7 +85,7 @@ class Study:
     def kept_at(cls, folder: Path) -> Study:
         """A study that an earlier test left."""
         made = cls.__new__(cls)
-        made.folder, made.process, made.runs = folder, None, 0
+        made.folder, made.process, made.runs, made.since = folder, None, 0, now()
         return made
 
     def start(
@@ -143,6 +145,14 @@ class Study:
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
         self.process.wait()
+
+    def tasks(self, first_run: int = 1) -> list[Task]:
+        """The study's own jobs in the accounting: those of its runs from ``first_run`` on."""
+        names = set()
+        for run in range(first_run, self.runs + 1):
+            text = (self.folder / f"run-{run}.log").read_text(errors="replace")
+            names |= set(re.findall(r"SLURM run ID: (\S+)", text))
+        return [task for task in tasks(self.since) if task.name in names]
 
     def unlock(self) -> None:
         """Remove the lock that a killed run left."""
