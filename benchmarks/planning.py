@@ -7,8 +7,8 @@
 All are dry runs in fresh folders, repeats interleaved. The bare DAG has as many jobs as the study,
 each with what a job of this workflow has (four inputs, log, benchmark, environment, resources, a
 parameter of 1.5 KB, a script) but nothing of this project; the minimal DAG's jobs have one output
-and nothing else. Reported are the smallest processor time of the repeats (the machine may be busy) and
-the peak resident memory. Bounds: twice the bare DAG's time, 1 GB.
+and nothing else. Reported are the smallest processor time of the repeats (the machine may be busy)
+and the peak resident memory. Bounds: twice the bare DAG's time, 1 GB.
 """
 
 from __future__ import annotations
