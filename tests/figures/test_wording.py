@@ -81,3 +81,16 @@ def test_a_missing_share_is_a_dash_not_a_number():
 def test_one_point_is_singular():
     assert wording.points(-0.01) == "1.0 percentage point"
     assert wording.points(0.055) == "5.5 percentage points"
+
+
+def test_many_variants_are_families_over_their_severities():
+    ids = ["clean", *(f"{c}-{s}-cifar32-{s:06d}" for c in ("fog", "snow") for s in range(1, 6))]
+    families, common = wording.families(ids, most=10)
+    assert [(name, len(found)) for name, found in families] == [
+        ("clean", 1),
+        ("fog", 5),
+        ("snow", 5),
+    ]
+    assert common == "cifar32"
+    assert families[1][1] == ids[1:6]
+    assert len(wording.families(ids, most=11)[0]) == 11

@@ -182,3 +182,23 @@ def test_the_headline_speaks_of_violations(violations, sound, words, told):
 def test_without_certificates_there_is_no_answer():
     said, count = findings.headline([], 0, None)
     assert "no answer" in said[0] and count == 0
+
+
+def test_many_variants_are_one_column_for_each_shift():
+    """A mean over severities; unknown where one severity is."""
+    shifts = [
+        _row("accuracy", 0.9 - 0.1 * s, defense="none", variant=f"{c}-{s}-t-{s:06d}")
+        for c in "abcdef"
+        for s in range(1, 6)
+        if (c, s) != ("f", 2)
+    ]
+    shifts.append(_row("accuracy", 0.5, defense="none", model="plain", variant="a-1-t-000001"))
+    sources = _sources()
+    numbers = Numbers(pd.DataFrame([*ROWS[:2], *shifts]))
+    (table,) = crosstable.build(sources, numbers)
+    assert [title for title, _ in table.columns] == ["right", "a", "b", "c", "d", "e", "f"]
+    assert "means over severities" in table.groups[1][0]
+    bare = next(cells for name, cells in table.rows if name["model"] == "noisy")
+    assert [cell.text for cell in bare] == ["92.5%", *["60.0%"] * 5, "57.5%"]
+    plain = next(cells for name, cells in table.rows if name["model"] == "plain")
+    assert [cell.text for cell in plain] == ["95.5%", *["–"] * 6]

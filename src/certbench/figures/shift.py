@@ -34,6 +34,7 @@ class Params:
         (0.0, 0.5), help="radii of certified accuracy, one panel each", minimum=0
     )
     variants: tuple[str, ...] = param((), help="variants shown ([] for all)")
+    rows: int = param(24, help="with more variants, one row for each shift, over its severities")
 
 
 def draw(data: FigureData, params: Params) -> Figure:
@@ -53,7 +54,7 @@ def draw(data: FigureData, params: Params) -> Figure:
         return style.nothing("No results on shifted images yet")
     sheet = style.Sheet()
     for title, rows in wanted:
-        _panel(sheet, data, title, rows)
+        _panel(sheet, data, params, title, rows)
     return sheet.done()
 
 
@@ -70,16 +71,21 @@ def _measures(group: pd.DataFrame, radii: tuple[float, ...]) -> list[tuple[str, 
     return found
 
 
-def _panel(sheet: style.Sheet, data: FigureData, title: str, rows: pd.DataFrame) -> None:
+def _panel(
+    sheet: style.Sheet, data: FigureData, params: Params, title: str, rows: pd.DataFrame
+) -> None:
     means = rows.groupby("variant_id")["value"].mean()
-    order = sorted(means.index, key=lambda name: (name != "clean", -means[name], name))
-    names, common = wording.variants(order)
+    families, common = wording.families(means.index, params.rows)
+    families.sort(key=lambda one: (one[0] != "clean", -means[one[1]].mean(), one[0]))
+    shared = f"all shifts at: {common}" if common else ""
+    if any(len(ids) > 1 for _, ids in families):
+        shared = ", ".join(filter(None, ["means over severities", shared]))
     pairs = data.looks.sort(_pairs(rows))
     axes = sheet.panel(
-        title,
-        len(order) * max(0.24, 0.13 * len(pairs)),
-        rows=[names[one] for one in order],
-        xlabel="of all images" + (f" (all shifts at: {common})" if common else ""),
+        f"{title} ({shared})" if shared else title,
+        len(families) * max(0.24, 0.11 * len(pairs)),
+        rows=[name for name, _ in families],
+        xlabel="of all images",
         key=[style.handle(data.looks.of(*pair)) for pair in pairs],
     )
     spread = min(0.26, 0.7 / max(len(pairs), 1))
@@ -87,11 +93,25 @@ def _panel(sheet: style.Sheet, data: FigureData, title: str, rows: pd.DataFrame)
         look = data.looks.of(*pair)
         own = rows[rows["model"].eq(pair[0]) & rows["defense"].eq(pair[1])]
         offset = spread * (position - (len(pairs) - 1) / 2)
-        for row in own.itertuples():
-            y = order.index(row.variant_id) + offset
-            if row.variant_id == "clean":
-                axes.axvline(row.value, color=look.colour, linewidth=1, alpha=0.55, zorder=1)
-            style.whisker(axes, row.value, y, row.low, row.high, look)
+        for place, (name, ids) in enumerate(families):
+            family = own[own["variant_id"].isin(ids)]
+            if family.empty:
+                continue
+            # The mean of intervals holds the mean at least as often: the images are the same.
+            value, low, high = family[["value", "low", "high"]].astype(float).mean()
+            if name == "clean":
+                axes.axvline(value, color=look.colour, linewidth=1, alpha=0.55, zorder=1)
+            if len(family) > 1:
+                axes.plot(
+                    family["value"],
+                    [place + offset] * len(family),
+                    linestyle="none",
+                    marker=".",
+                    markersize=3,
+                    color=look.colour,
+                    alpha=0.6,
+                )
+            style.whisker(axes, value, place + offset, low, high, look)
     axes.set_xlim(-0.02, 1.02)
     axes.axhline(0.5, color=style.MUTED, linewidth=0.6)
     style.percent_axis(axes.xaxis)

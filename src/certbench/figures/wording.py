@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 MISSING = "–"
 
 _NORMS = {"l1": "ℓ₁", "l2": "ℓ₂", "linf": "ℓ∞"}
+_SEVERITY = re.compile(r"(.*\D) \d+")
 _HASH = re.compile(r"-[0-9a-f]{6}$")
 
 STAGES = {
@@ -151,6 +152,25 @@ def variants(ids: Iterable[str]) -> tuple[dict[str, str], str]:
     if "clean" in found:
         names = {"clean": "clean", **names}
     return {one: names[one] for one in found}, " ".join(common).replace("_", " ")
+
+
+def families(ids: Iterable[str], most: int) -> tuple[list[tuple[str, list[str]]], str]:
+    """Variants one by one, or, where they are more than ``most``, over their severities.
+
+    Args:
+        ids: Variant ids.
+        most: How many are shown one by one.
+
+    Returns:
+        Name and ids of each family in the order given (``clean`` is a family of its own), and what
+        all of them share.
+    """
+    names, common = variants(ids)
+    found: dict[str, list[str]] = {}
+    for one, name in names.items():
+        match = _SEVERITY.fullmatch(name) if len(names) > most else None
+        found.setdefault(match[1] if match else name, []).append(one)
+    return list(found.items()), common
 
 
 def listed(words: Sequence[str], last: str = "and") -> str:

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from certbench.report.sources import Sources
 
 
+MOST_VARIANTS = 24
+"""With more variants, a column is a shift over all of its severities."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One cell.
@@ -63,7 +67,8 @@ def _table(sources: Sources, numbers: Numbers, place: tuple) -> CrossTable:
     radii = numbers.radii(place)
     attacks = numbers.attacks.get(place, [])
     variants = [variant for variant in numbers.variants[place] if variant != "clean"]
-    names, common = wording.variants(["clean", *variants])
+    names, _ = wording.variants(["clean", *variants])
+    families, common = wording.families(variants, MOST_VARIANTS)
     sizes = {row.n for row in _all(numbers, place, pairs)}
     table = CrossTable(
         place=wording.place(place[0], place[1]),
@@ -87,9 +92,11 @@ def _table(sources: Sources, numbers: Numbers, place: tuple) -> CrossTable:
         if any(_attacked(numbers, place, pair, attack, variant) for pair in pairs)
     ]
     if variants:
-        at = f" (at: {common})" if common else ""
-        table.groups.append((f"right under shift{at}", len(variants)))
-        table.columns += [(names[variant], "") for variant in variants]
+        collapsed = len(families) < len(variants)
+        at = ", ".join(filter(None, ["means over severities"] * collapsed + [common]))
+        at = f" ({at})" if at else ""
+        table.groups.append((f"right under shift{at}", len(families)))
+        table.columns += [(name, "") for name, _ in families]
     if attacked:
         table.groups.append(("right under shift and attack", len(attacked)))
         table.columns += [(attack, names[variant]) for attack, variant in attacked]
@@ -107,8 +114,8 @@ def _table(sources: Sources, numbers: Numbers, place: tuple) -> CrossTable:
         ]
         for attack, _ in attacks:
             cells.append(_share(_attacked(numbers, place, pair, attack)))
-        for variant in variants:
-            cells.append(_shifted(numbers, place, pair, variant, reference))
+        for _, ids in families:
+            cells.append(_shifted(numbers, place, pair, ids, reference))
         for attack, variant in attacked:
             cells.append(_share(_attacked(numbers, place, pair, attack, variant)))
         if radii:
@@ -172,14 +179,42 @@ def _share(value: Value | None, tone: bool = True) -> Cell:
     )
 
 
-def _shifted(numbers: Numbers, place, pair, variant: str, radius: float | None) -> Cell:
-    cell = _share(_right(numbers, place, pair, variant))
+def _shifted(numbers: Numbers, place, pair, ids: list[str], radius: float | None) -> Cell:
+    cell = _share(mean([_right(numbers, place, pair, variant) for variant in ids]))
     if not defended(pair) or radius is None:
         return cell
-    certified = numbers.get("certified_accuracy", place, pair, variant, parameter=radius)
+    certified = mean(
+        [
+            numbers.get("certified_accuracy", place, pair, variant, parameter=radius)
+            for variant in ids
+        ]
+    )
     if certified is None:
         return cell
     return dataclasses.replace(cell, note=f"certified to {radius:g}: {certified.percent}")
+
+
+def mean(values: list[Value | None]) -> Value | None:
+    """Mean over variants of the same images; None unless all of them are known.
+
+    The interval is the mean of the intervals, which holds the mean at least as often: shares of the
+    same images hang together.
+    """
+    found = [value for value in values if value is not None]
+    if not found or len(found) < len(values):
+        return None
+    ends = [
+        None
+        if any(getattr(value, end) is None for value in found)
+        else sum(getattr(value, end) for value in found) / len(found)
+        for end in ("low", "high")
+    ]
+    return Value(
+        sum(value.value for value in found) / len(found),
+        ends[0],
+        ends[1],
+        min(value.n for value in found),
+    )
 
 
 def _cost(sources: Sources, place: tuple, pair: tuple[str, str]) -> list[Cell]:
