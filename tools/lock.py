@@ -20,6 +20,10 @@ EXTRA = ["imagecorruptions"]
 
 REPLACED = {"opencv-python"}
 
+# Attack libraries that the tests compare with. What they need beside the project's own packages
+# (version control, downloads) is not used here.
+ORACLES = ["pyautoattack", "foolbox", "eagerpy"]
+
 
 def normal(name: str) -> str:
     """A distribution's normalised name."""
@@ -69,6 +73,7 @@ def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     runtime = closure([*project["dependencies"], *EXTRA])
     developing = closure(project["optional-dependencies"]["dev"])
+    developing |= {name: metadata.version(name) for name in ORACLES}
     write(
         ROOT / "requirements.lock",
         "Made by `make lock`; install with --no-deps (Python 3.11, Linux).",
