@@ -263,7 +263,8 @@ def time_limit(reference: Study, folder: Path) -> dict[str, str]:
     states = {task.state for task in study.tasks() if task.rule == "collect"}
     assert "TIMEOUT" in states, states
     return {
-        "time limit in a certification": f"{outcome}; TIMEOUT, {kept:,} passes kept, of them {kept - before:,} on SIGTERM"
+        "time limit in a certification": f"{outcome}; TIMEOUT, {kept:,} passes kept, "
+        f"{kept - before:,} of them on SIGTERM"
     }
 
 
