@@ -274,6 +274,7 @@ def test_on_a_network_file_system_the_user_has_to_say_so(locked, monkeypatch, ca
         (["python3.11", "-u", "/opt/bin/snakemake"], True),
         (["python", "-m", "snakemake", "-n"], True),
         (["snakemake"], True),
+        (["python3", "/project/.snakemake/scripts/tmpab12.collect.py"], True),
         (["vim", "snakemake"], False),
         (["python", "train.py", "snakemake"], False),
         (["python", "-m", "pytest", "snakemake"], False),

@@ -42,7 +42,7 @@ def unlock(folder: str | Path = ".", anyway: bool = False) -> str:
     if owners:
         listed = ", ".join(str(owner) for owner in owners)
         raise CertbenchError(
-            f"the lock is in use: Snakemake is running here (process {listed})",
+            f"the lock is in use: Snakemake or a job of it is running here (process {listed})",
             where=str(folder / LOCKS),
             remedy="wait for it, or end it; the lock goes with it",
         )
@@ -92,7 +92,10 @@ def alive(folder: Path, processes: str | Path = "/proc") -> list[int]:
 
 
 def is_snakemake(words: Iterable[str]) -> bool:
-    """Whether a command line runs Snakemake: as a program, or as a module of Python."""
+    """Whether a command line runs Snakemake (program or module of Python), or one of its jobs.
+
+    A job outlives a Snakemake that was killed, and still writes its files.
+    """
     parts = [word for word in words if word]
     if not parts:
         return False
@@ -105,7 +108,7 @@ def is_snakemake(words: Iterable[str]) -> bool:
         if word == "-m":
             return rest[place + 1 : place + 2] == ["snakemake"]
         if not word.startswith("-"):
-            return Path(word).name == "snakemake"
+            return Path(word).name == "snakemake" or ".snakemake/scripts/" in word
     return False
 
 
