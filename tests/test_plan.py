@@ -316,3 +316,20 @@ def test_every_configuration_that_ships_can_be_planned():
     for path in files:
         if path.name not in ("schema.yaml", "config.yaml"):
             assert plan.make(config.load([path])).jobs, path
+
+
+def test_the_study_in_the_readme_can_be_planned():
+    import re
+
+    import yaml
+
+    from certbench import config
+
+    root = config.project_root()
+    text = (root / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    study = yaml.safe_load(example)
+    study["models"]["mine"]["source"]["sha256"] = "a" * 64
+    demo = config.load_yaml(root / "config" / "config.yaml")
+    counts = plan.make(config.merge(demo, study)).counts()
+    assert counts["fetch"] == 1 and counts["attack"] == 6 * 2
