@@ -163,3 +163,27 @@ def test_training_may_ask_for_more_time_than_the_shards(study):
     shards, training = study.resources("collect"), study.resources("train")
     assert shards["runtime"] == 240 and training["runtime"] == 2400
     assert {**training, "runtime": 240} == shards
+
+
+def test_what_was_to_be_expected_is_told_for_each_experiment_on_the_hardware_it_ran_on(tiny):
+    found = estimate.by_experiment(tiny.config, ["NVIDIA A100-SXM4-80GB"])
+    stages = estimate.estimate(tiny, "a100").stages
+    assert found["digits"]["collect"] == pytest.approx(stages["collect"].gpu_s)
+    assert found["digits"]["train"] == pytest.approx(stages["train"].gpu_s)
+    slow = estimate.by_experiment(tiny.config, ["cpu"])
+    assert slow["digits"]["collect"] > found["digits"]["collect"]
+    assert estimate.by_experiment({"experiments": 3}, ["cpu"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("device", "key"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("Tesla V100-SXM2-32GB", "v100"),
+        ("NVIDIA GeForce RTX 2080 Ti", "rtx2080ti"),
+        ("cpu", "cpu"),
+    ],
+)
+def test_devices_are_known_by_the_names_that_torch_gives_them(device, key):
+    assert throughput.hardware_of([device]) == key

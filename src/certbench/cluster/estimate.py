@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -221,6 +221,35 @@ def estimate(
             made.longest[job.rule] = (cost.gpu_s, job)
     made.chain = _longest_chain(plan, producers, seconds)
     return made
+
+
+def by_experiment(
+    config: Mapping[str, Any], devices: Iterable[str]
+) -> dict[str, dict[str, float | None]]:
+    """What was to be expected of a study that has run: seconds by experiment and stage.
+
+    Args:
+        config: Its configuration.
+        devices: Names of the devices that it ran on, as its results state them.
+
+    Returns:
+        Seconds, None where a model has no rate; empty if the configuration can no longer be
+        planned. Jobs that experiments share count in each.
+    """
+    from certbench import plan as planning
+
+    try:
+        plan = planning.make(config)
+    except CertbenchError:
+        return {}
+    rates = rates_of(plan, throughput.hardware_of(devices), {})
+    found: dict[str, dict[str, float | None]] = {}
+    for name, groups in plan.experiments.items():
+        stages: dict[str, Cost] = {}
+        for job in {(j.rule, j.key): j for jobs in groups.values() for j in jobs}.values():
+            stages.setdefault(job.rule, Cost()).add(_cost(job, plan, rates))
+        found[name] = {rule: None if c.unknown else c.gpu_s for rule, c in stages.items()}
+    return found
 
 
 def rates_of(

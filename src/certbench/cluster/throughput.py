@@ -8,7 +8,7 @@ about two, enough to see a week coming; :func:`probe` measures the real thing in
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,12 @@ MACS = {
     "beit_large_patch16_512": 362.0,
 }
 _SMALL = ("cifar_resnet", "small_cnn")
+
+
+def hardware_of(devices: Iterable[str]) -> str:
+    """Key of :data:`HARDWARE` for the names that torch gives devices; ``cpu`` where none fits."""
+    names = " ".join(devices).lower().replace(" ", "")
+    return next((key for key in HARDWARE if key != "cpu" and key in names), "cpu")
 
 
 @dataclass(frozen=True)

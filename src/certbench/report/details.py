@@ -196,9 +196,13 @@ def _recipe(card: dict[str, Any]) -> str:
 
 
 def costs(found: Sources) -> list[dict[str, Any]]:
-    """Time by stage for each experiment."""
+    """Time by stage for each experiment, beside what was to be expected of it."""
+    from certbench.cluster import estimate
+
     made = []
     order = list(wording.STAGES)
+    devices = _values(found.footers, "device")
+    expected = estimate.by_experiment(found.config, devices) if not found.costs.empty else {}
     for experiment, group in found.costs.groupby("experiment", sort=False):
         stages: list[dict[str, Any]] = [
             {
@@ -206,6 +210,7 @@ def costs(found: Sources) -> list[dict[str, Any]]:
                 "jobs": int(rows["jobs"].sum()),
                 "wall": float(rows["wall_time_s"].sum()),
                 "device": float(rows["device_time_s"].sum()),
+                "estimated": expected.get(str(experiment), {}).get(str(stage)),
                 "place": order.index(stage) if stage in order else len(order),
             }
             for stage, rows in group.groupby("stage", sort=False)
