@@ -1,6 +1,10 @@
 # The plan: every job with its files and its work, made before anything runs.
 import sys
 
+from certbench.cluster import array_task
+
+array_task.become()
+
 from certbench import paths, plan as planning
 from certbench.cluster import preflight
 from certbench.errors import CertbenchError
