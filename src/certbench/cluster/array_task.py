@@ -1,10 +1,10 @@
 """One task of a SLURM job array becomes the job it stands for.
 
 The executor plugin (2.8) submits an array as the command of its *first* job, with those of the
-other jobs as an argument. Each task starts Snakemake for the first job, which starts Snakemake for the
-task's own job, and then looks for the output of the first job: a task that ends while the first is
-still at work, was cancelled or waits for another node is called failed, and its finished output is
-deleted. So a task replaces itself by its own command before anything is planned.
+other jobs as an argument. Each task starts Snakemake for the first job, which starts Snakemake for
+the task's own job, and then looks for the output of the first job: a task that ends while the first
+is still at work, was cancelled or waits for another node is called failed, and its finished output
+is deleted. So a task replaces itself by its own command before anything is planned.
 """
 
 from __future__ import annotations
