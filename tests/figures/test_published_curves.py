@@ -72,10 +72,13 @@ def test_both_sides_are_compared_at_the_published_radii_of_the_same_sigma(publis
 
 
 def test_the_page_names_images_parameters_commit_and_sources(published, certificates, tmp_path):
-    made = published_curves.write_comparison(certificates, published, tmp_path / "page")
+    made = published_curves.write_comparison(
+        certificates, published, tmp_path / "page", preface="# Ours\n"
+    )
     text = (tmp_path / "page.md").read_text()
     for part in ("JPEG copies", "c0ffee", "'alpha': 0.001", "| 0.25 | 0.500", "table 2", "-0.100"):
         assert part in text
+    assert text.startswith("# Ours\n\n| radius")
     assert "44,000 forward passes" in text
     assert len((tmp_path / "page.csv").read_text().splitlines()) == 1 + len(made)
 

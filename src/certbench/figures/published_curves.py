@@ -208,7 +208,11 @@ def _of(frame: pd.DataFrame, pair: tuple[str, str | None]) -> pd.DataFrame:
 
 
 def write_comparison(
-    certificates: str | Path, published: str | Path, stem: str | Path, confidence: float = 0.95
+    certificates: str | Path,
+    published: str | Path,
+    stem: str | Path,
+    confidence: float = 0.95,
+    preface: str = "",
 ) -> pd.DataFrame:
     """Write ``<stem>.csv`` and ``<stem>.md``: the comparison, and where both sides come from.
 
@@ -217,6 +221,7 @@ def write_comparison(
         published: CSV file of :func:`read_published`.
         stem: Path without ending.
         confidence: Level of the intervals.
+        preface: Markdown before the table: what was run, and what differs.
     """
     from certbench.figures.data import plain
     from certbench.results import rows
@@ -227,7 +232,8 @@ def write_comparison(
     footer = rows.provenance(certificates)
     made = compare(frame, theirs, confidence)
     write_text(f"{stem}.csv", made.to_csv(index=False))
-    write_text(f"{stem}.md", _page(made, frame, footer, theirs, confidence))
+    page = _page(made, frame, footer, theirs, confidence)
+    write_text(f"{stem}.md", f"{preface.strip()}\n\n{page}" if preface else page)
     return made
 
 
