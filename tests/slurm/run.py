@@ -99,6 +99,16 @@ def certifying(study: Study, count: int) -> dict[str, int]:
     return held
 
 
+def asked_to_end(pid: int) -> bool:
+    """Whether a SIGTERM waits for a held process (or it has ended)."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
+    waiting = [line.split()[1] for line in text.splitlines() if line[:6] in ("ShdPnd", "SigPnd")]
+    return any(int(mask, 16) >> (signal.SIGTERM - 1) & 1 for mask in waiting)
+
+
 def release(held: dict[str, int]) -> None:
     """Let held shards go on."""
     for pid in held.values():
@@ -251,8 +261,10 @@ def time_limit(reference: Study, folder: Path) -> dict[str, str]:
     time.sleep(2)
     os.kill(pid, signal.SIGSTOP)
     before = sum(study.kept().values())
-    # SLURM's shortest limit is a minute. It wakes the held process with SIGCONT, then SIGTERM.
+    # SLURM's shortest limit is a minute; the shard is held until its SIGTERM has come.
     cluster.run(["scontrol", "update", f"jobid={job}", "timelimit=1"])
+    until(lambda: asked_to_end(pid), 180, "SIGTERM at the limit")
+    release(held)
     until(lambda: job not in running(study), 180, "end at the limit")
     kept = sum(study.kept().values())
     assert kept > before > 0, (before, kept)
