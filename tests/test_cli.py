@@ -35,17 +35,20 @@ def _refused(capsys, *arguments):
     return said.err
 
 
-def test_help_costs_a_fifth_of_a_second_and_names_every_command():
+def _cpu_seconds(*arguments):
+    """Processor time of a Python process (a busy machine makes any process wait), and its output."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [sys.executable, "-m", "certbench", "--help"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    # CPU seconds, because a busy machine makes any process wait.
-    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert spent < 0.2
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
+
+
+def test_help_costs_little_more_than_python_itself_and_names_every_command():
+    bare = min(_cpu_seconds("-c", "import argparse, yaml")[0] for _ in range(3))
+    runs = [_cpu_seconds("-m", "certbench", "--help") for _ in range(3)]
+    assert min(spent for spent, _ in runs) < 5 * bare
     for command in ("plan", "report", "check", "unlock", "schema", "import-log", "ladder-check"):
-        assert command in done.stdout
+        assert command in runs[0][1]
 
 
 def test_the_command_line_imports_nothing_heavy():
