@@ -36,7 +36,7 @@ def _refused(capsys, *arguments):
 
 
 def _cpu_seconds(*arguments):
-    """Processor time of a Python process (a busy machine makes any process wait), and its output."""
+    """Processor time of a Python process (a busy machine makes any wait), and its output."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
