@@ -265,7 +265,7 @@ def time_limit(reference: Study, folder: Path) -> dict[str, str]:
     cluster.run(["scontrol", "update", f"jobid={job}", "timelimit=1"])
     until(lambda: asked_to_end(pid), 180, "SIGTERM at the limit")
     release(held)
-    until(lambda: job not in running(study), 180, "end at the limit")
+    until(lambda: not Path(f"/proc/{pid}").exists(), 60, "end at the limit")
     kept = sum(study.kept().values())
     assert kept > before > 0, (before, kept)
 
