@@ -53,9 +53,7 @@ class Params:
     train_root: str | None = param(
         None, help="folder of the training images, one folder per class, for split train"
     )
-    holdout: dict[str, int] = param(
-        {}, help="items of further splits, carved from val, stratified"
-    )
+    holdout: dict[str, int] = param({}, help="items of further splits, carved from val, stratified")
     num_classes: int = param(1000, help="number of classes, to be checked", minimum=1)
     on_bad: str = param(
         "refuse", help="what to do with images that cannot be decoded", choices=("refuse", "skip")
