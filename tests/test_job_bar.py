@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 
 import pytest
 
@@ -62,3 +63,15 @@ def test_a_job_knows_its_slurm_id_in_an_array_and_alone(monkeypatch):
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "15")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     assert jobs.slurm_job() == "15_3"
+
+
+def test_a_second_sigterm_does_not_interrupt_the_flush_of_the_first():
+    flushed = False
+    with pytest.raises(jobs.Terminated), jobs._sigterm_raises():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except jobs.Terminated:
+            os.kill(os.getpid(), signal.SIGTERM)
+            flushed = True
+            raise
+    assert flushed

@@ -402,6 +402,9 @@ def _logged(log: Path | None) -> Iterator[IO[str]]:
 @contextlib.contextmanager
 def _sigterm_raises() -> Iterator[None]:
     def on_sigterm(number: int, frame: object) -> None:
+        # A scheduler sends it to every process of a job, and the job's parents pass it on: a second
+        # one must not interrupt the writing of progress that the first one brought about.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Terminated
 
     try:
