@@ -84,10 +84,12 @@ def compare(certificates: pd.DataFrame, published: pd.DataFrame, confidence: flo
     Returns:
         Columns ``model, defense, variant_id, name, sigma, radius, ours, ours_low, ours_high,
         ours_images, ours_n, ours_alpha, published, published_low, published_high,
-        published_images, published_n, difference, agrees`` (whether the intervals overlap).
+        published_images, published_n, difference, p_value`` (of "the same share", Fisher's exact
+        test: the two sides have images of their own).
     """
     import numpy as np
     import pandas as pd
+    from scipy.stats import fisher_exact
 
     from certbench.certify.statistics import binomial_interval
     from certbench.metrics.certification import certified_accuracy, certified_accuracy_interval
@@ -102,6 +104,8 @@ def compare(certificates: pd.DataFrame, published: pd.DataFrame, confidence: flo
             held = round(share * images)
             theirs = binomial_interval(held, images, confidence)
             ours = float(certified_accuracy(rows, point["radius"]))
+            here = round(ours * len(rows))
+            table = [[here, len(rows) - here], [held, images - held]]
             made.append(
                 {
                     **dict(zip(keys, names, strict=True)),
@@ -120,7 +124,7 @@ def compare(certificates: pd.DataFrame, published: pd.DataFrame, confidence: flo
                     "published_images": images,
                     "published_n": int(point["n"]),
                     "difference": ours - share,
-                    "agrees": bool(low <= theirs[1] and theirs[0] <= high),
+                    "p_value": float(fisher_exact(table).pvalue),
                 }
             )
     return pd.DataFrame(made)
@@ -241,8 +245,7 @@ def _page(made, frame, footer, theirs, confidence: float) -> str:
     work = footer["work"]
     level = f"{100 * confidence:g} %"
     lines = [
-        f"| radius | here ({level} interval) | published ({level} interval) | difference "
-        "| overlap |",
+        f"| radius | here ({level} interval) | published ({level} interval) | difference | p |",
         "|---|---|---|---|---|",
     ]
     for row in made.to_dict("records"):
@@ -250,7 +253,7 @@ def _page(made, frame, footer, theirs, confidence: float) -> str:
             f"| {row['radius']:g} | {row['ours']:.3f} ({row['ours_low']:.3f} to "
             f"{row['ours_high']:.3f}) | {row['published']:.3f} ({row['published_low']:.3f} to "
             f"{row['published_high']:.3f}) | {row['difference']:+.3f} | "
-            f"{'yes' if row['agrees'] else 'no'} |"
+            f"{row['p_value']:.2g} |"
         )
     collected = footer.get("collected", {})
     facts = {
