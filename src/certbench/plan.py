@@ -457,6 +457,8 @@ class _Planner:
             "defense": defense.attack_block() if defense else {"id": BARE},
             "attack": {"id": attack.id, **attack.block()},
         }
+        if defense is not None:
+            work["noise_backend"] = self.config["noise_backend"]
         checks = self.config["attacks"][attack.definition]["checks"]
         if checks:
             work["checks"] = checks

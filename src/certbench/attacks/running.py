@@ -67,6 +67,7 @@ def surface_of(job: Job, model: Any, num_classes: int, seed: int) -> Surface:
             device=job.device,
             batch_size=job.batch_size,
             numerics=job.work["numerics"],
+            noise_backend=job.work["noise_backend"],
         )
     )
 

@@ -30,7 +30,8 @@ def run(job: Job) -> None:
     card = json.loads(job.input("model_card").read_text())
     total = len(images) * ((last or 1) - first)
     label = f"{work['defense']['id']} of {work['model']}"
-    with job.progress() as progress, job.bar(total, label, "passes") as bar:
+    unit = "images" if last is None else "passes"
+    with job.progress() as progress, job.bar(total, label, unit) as bar:
         began = time.perf_counter()
         collect_work = CollectWork(
             network=model,
