@@ -291,7 +291,9 @@ def test_only_a_command_that_runs_snakemake_is_one(words, yes):
 
 def test_the_file_system_is_that_of_the_deepest_mount(tmp_path):
     mounts = tmp_path / "mounts"
-    mounts.write_text("a / ext4 rw 0 0\nb /scratch lustre rw 0 0\nc /scratch/my\\040data nfs4 rw 0 0\n")
+    mounts.write_text(
+        "a / ext4 rw 0 0\nb /scratch lustre rw 0 0\nc /scratch/my\\040data nfs4 rw 0 0\n"
+    )
     assert locks.file_system(Path("/scratch/x"), mounts) == "lustre"
     assert locks.file_system(Path("/scratch/my data/x"), mounts) == "nfs4"
     assert locks.file_system(Path("/home"), mounts) == "ext4"
