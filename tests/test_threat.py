@@ -28,7 +28,8 @@ def test_equal_threats_have_equal_readable_names():
 @given(
     st.sampled_from(list(NORMS)),
     st.sampled_from(list(NORMS)),
-    st.lists(st.floats(-1, 1), min_size=1, max_size=20),
+    # Squares of numbers below 1e-160 underflow in numpy's norm, which is the oracle here.
+    st.lists(st.floats(-1, 1).map(lambda v: round(v, 12)), min_size=1, max_size=20),
 )
 def test_the_converted_ball_holds_every_point_of_the_other(inner, outer, values):
     vector = np.array(values)
