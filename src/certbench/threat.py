@@ -7,7 +7,9 @@ through it, so a certificate in one norm is never held against an attack in anot
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from certbench.errors import CertbenchError, did_you_mean
 
@@ -95,6 +97,11 @@ class Threat:
             "threat_guarantee": self.guarantee,
             "threat_alpha": self.alpha,
         }
+
+
+def as_threat(value: Threat | Mapping[str, Any]) -> Threat:
+    """A plug-in's threat model: a :class:`Threat`, or its fields."""
+    return value if isinstance(value, Threat) else Threat(**value)
 
 
 def _number(value: float) -> str:

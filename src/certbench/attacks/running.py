@@ -14,7 +14,7 @@ from certbench.models.predicting import open_model
 from certbench.params import build
 from certbench.results import rows
 from certbench.results.atomic import atomic_path
-from certbench.threat import Threat
+from certbench.threat import as_threat
 from certbench.variants import applying
 
 if TYPE_CHECKING:
@@ -171,8 +171,7 @@ def _checks(work: AttackWork, columns: dict, limit: int) -> list[dict[str, Any]]
 
 
 def _write(job, module, params, columns, adversarial, batch, images, spent, checks) -> None:
-    threat = module.threat(params)
-    threat = threat if isinstance(threat, Threat) else Threat(**threat)
+    threat = as_threat(module.threat(params))
     delta = (adversarial - images.numpy()).astype(np.float64).reshape(len(adversarial), -1)
     columns |= {
         "label": batch.labels,

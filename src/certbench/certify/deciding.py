@@ -12,18 +12,13 @@ from certbench.certify.protocol import Shard
 from certbench.errors import CertbenchError
 from certbench.params import build
 from certbench.results import rows
-from certbench.threat import Threat
+from certbench.threat import as_threat
 from certbench.variants import applying
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from certbench.job import Job
-
-
-def as_threat(value: Threat | dict[str, Any]) -> Threat:
-    """A plug-in's threat model: a :class:`Threat`, or its fields."""
-    return value if isinstance(value, Threat) else Threat(**value)
 
 
 def run(job: Job) -> None:
