@@ -10,7 +10,7 @@ from certbench.params import param
 if TYPE_CHECKING:
     import pandas as pd
 
-version = 1
+version = 2
 
 rows = "certificates"
 
@@ -41,7 +41,9 @@ def compute(group: pd.DataFrame, params: Params, context: Any) -> list[dict[str,
     binomial. ``certified_accuracy_surely`` subtracts what failing certificates may contribute:
     with probability 1 - rho over all images the certified accuracy of these images is at least
     that. ``acr`` is the average certified radius, whose size depends on the sample budget and on
-    easy images: read it beside ``p_a`` quantiles and ``cap_share``.
+    easy images: read it beside ``p_a`` quantiles and ``cap_share``. ``linf_equivalent`` is the
+    radius of the largest l-infinity ball inside the certified ball, r / sqrt(d) for l2 and r / d
+    for l1. ``forward_per_certificate`` and ``seconds_per_certificate`` are means over items.
     """
     from certbench.certify.statistics import high_probability_slack
     from certbench.metrics import certification
@@ -51,16 +53,19 @@ def compute(group: pd.DataFrame, params: Params, context: Any) -> list[dict[str,
     made: list[dict[str, Any]] = []
     ok = group["predict"] == group["label"]
     alpha = group["threat_alpha"].iloc[0] if len(group) else None
+    norm = group["threat_norm"].iloc[0] if len(group) else "l2"
     for radius in params.radii:
         row = share(
             "certified_accuracy", ok & (group["radius"] >= radius), params.confidence, radius
         )
         made.append(row)
+        inner = _linf_equivalent(radius, norm, context.dimension)
+        if radius > 0 and inner is not None:
+            made.append(value("linf_equivalent", inner, len(group), radius))
         if alpha == alpha and alpha is not None and radius > 0:
             slack = high_probability_slack(len(group), float(alpha), params.rho)
             surely = max(0.0, row["value"] - slack)
             made.append(value("certified_accuracy_surely", surely, len(group), radius))
-    norm = group["threat_norm"].iloc[0] if len(group) else "l2"
     for threat in context.threats:
         if threat.kind != group["threat_kind"].iloc[0]:
             continue
@@ -78,7 +83,17 @@ def compute(group: pd.DataFrame, params: Params, context: Any) -> list[dict[str,
     if "p_lower" in group and group["p_lower"].notna().any():
         for q in params.quantiles:
             made.append(value("p_a_quantile", float(group["p_lower"].quantile(q)), len(group), q))
+    for name, column in (("forward", "n_forward"), ("seconds", "device_time_s")):
+        if column in group and group[column].notna().any():
+            mean = float(group[column].mean())
+            made.append(value(f"{name}_per_certificate", mean, len(group)))
     return made
+
+
+def _linf_equivalent(radius: float, norm: Any, dimension: int | None) -> float | None:
+    if dimension is None or norm not in ("l1", "l2", "linf"):
+        return None
+    return radius / {"l1": dimension, "l2": dimension**0.5, "linf": 1.0}[norm]
 
 
 def _id(threat: Any) -> str:

@@ -96,6 +96,7 @@ class CertificateRow:
 
 CERTIFICATE_COLUMNS = (
     "average certified radius",
+    "l\N{INFINITY} ball inside",
     "abstains",
     "cap share",
     "pA bound: 10%",
@@ -127,6 +128,7 @@ def certificates(found: Sources, numbers: Numbers) -> list[tuple[str, list[Certi
                 ]
                 cells = [
                     wording.number(acr.value),
+                    _linf(numbers, place, pair, variant),
                     *(f"{s.percent} ({s.interval})" if s else wording.MISSING for s in shares),
                     *(
                         f"{quantiles[q].value:.4f}" if q in quantiles else wording.MISSING
@@ -139,6 +141,15 @@ def certificates(found: Sources, numbers: Numbers) -> list[tuple[str, list[Certi
         if rows:
             made.append((wording.place(place[0], place[1]), rows))
     return made
+
+
+def _linf(numbers: Numbers, place: tuple, pair: tuple[str, str], variant: str) -> str:
+    """What the middle radius of the table is worth against changes of every pixel."""
+    known = numbers.over("linf_equivalent", place, pair, variant)
+    radius = crosstable.middle([r for r in known if r is not None])
+    if radius is None:
+        return wording.MISSING
+    return f"{255 * known[radius].value:.2f}/255 at radius {radius:g}"
 
 
 def models(found: Sources, numbers: Numbers) -> list[dict[str, Any]]:

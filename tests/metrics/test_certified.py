@@ -1,0 +1,69 @@
+"""Certified accuracy and what stands beside it, from certificate rows."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from certbench.metrics import certified
+from certbench.metrics.tabulating import Context
+from certbench.threat import Threat
+
+DIMENSION = 3 * 32 * 32
+
+
+def certificates(norm="l2"):
+    return pd.DataFrame(
+        {
+            "label": [0, 1, 2, 3],
+            "predict": [0, 1, 5, -1],
+            "radius": [0.6, 0.2, 0.9, 0.0],
+            "abstain": [False, False, False, True],
+            "threat_kind": "lp",
+            "threat_norm": norm,
+            "threat_alpha": 0.001,
+            "n_forward": [1100, 1100, 1100, 100],
+            "device_time_s": [2.0, 2.0, 2.0, 1.0],
+        }
+    )
+
+
+def numbers(frame, threats=(), dimension=DIMENSION):
+    params = certified.Params(radii=(0.0, 0.25, 0.5))
+    made = certified.compute(frame, params, Context(tuple(threats), dimension))
+    return {(row["metric"], row["parameter"]): row for row in made}
+
+
+def test_every_image_counts_and_a_wrong_certificate_counts_for_nothing():
+    found = numbers(certificates())
+    shares = [found["certified_accuracy", r]["value"] for r in (0.0, 0.25, 0.5)]
+    assert shares == [0.5, 0.25, 0.25]
+    assert found["abstain_rate", None]["value"] == 0.25
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_the_linf_equivalent_is_the_largest_cube_inside_the_certified_ball(norm):
+    found = numbers(certificates(norm))
+    side = found["linf_equivalent", 0.5]["value"]
+    corner = [side] * DIMENSION
+    length = sum(corner) if norm == "l1" else math.dist(corner, [0.0] * DIMENSION)
+    assert length == pytest.approx(0.5, rel=1e-9)
+    assert ("linf_equivalent", 0.0) not in found
+
+
+def test_without_the_shape_of_the_items_nothing_is_converted():
+    found = numbers(certificates(), [Threat("lp", "linf", 0.01)], dimension=None)
+    assert not any(name.startswith(("linf_", "certified_at")) for name, _ in found)
+
+
+def test_a_threat_of_another_norm_asks_for_the_radius_that_covers_it():
+    # An l-infinity ball of 0.005 needs an l2 radius of 0.277: one of the right answers has it.
+    (name,) = [k for k in numbers(certificates(), [Threat("lp", "linf", 0.005)]) if "at:" in k[0]]
+    assert name[1] == pytest.approx(0.005 * math.sqrt(DIMENSION))
+    assert numbers(certificates(), [Threat("lp", "linf", 0.005)])[name]["value"] == 0.25
+
+
+def test_the_cost_of_a_certificate_is_a_mean_over_all_images():
+    found = numbers(certificates())
+    assert found["forward_per_certificate", None]["value"] == 850.0
+    assert found["seconds_per_certificate", None]["value"] == 1.75
