@@ -112,3 +112,30 @@ def test_planning_a_view_loads_no_array_library():
         "sys.exit(any(m in sys.modules for m in ('numpy', 'PIL', 'torch')))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["native", "squash20x50", "squash64", "resize40_crop32"])
+@pytest.mark.parametrize("shape", [(60, 90), (90, 60), (40, 40), (33, 57)])
+def test_maps_follow_the_image_and_keep_their_values(name, shape):
+    """Against Pillow's own nearest neighbour, and against the image's geometry."""
+    view = views.parse(name)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 255, shape, np.uint8)
+    got = view.nearest(labels)
+    shown = view.apply(Image.fromarray(labels))
+    assert got.shape == shown.shape[:2] and got.dtype == np.uint8
+    if view.kind == "squash":
+        height, width = got.shape
+        pillow = Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST)
+        # A centre that falls between two pixels is as near to one as to the other.
+        clear = [
+            (2 * np.arange(into) + 1) * length % (2 * into) != 0
+            for length, into in zip(shape, got.shape, strict=True)
+        ]
+        assert (got == np.asarray(pillow))[np.ix_(*clear)].all() and clear[1].sum() > 5
+    ramp = np.add.outer(np.arange(shape[0]), np.arange(shape[1])).astype(np.uint8)
+    difference = view.nearest(ramp).astype(int) - view.apply(Image.fromarray(ramp))[..., 0]
+    scale = max(1.0, max(shape) / min(got.shape))
+    assert np.abs(difference).max() <= scale + 1
+    depth = rng.random(shape).astype(np.float32)
+    assert set(view.nearest(depth).ravel()) <= set(depth.ravel())

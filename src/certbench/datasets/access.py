@@ -65,7 +65,7 @@ class Items:
         self.path = Path(index_path)
         self.split = split
         self.view = views.parse(view) if isinstance(view, str) else view
-        self._read, self._params = plugin_module.read, params
+        self.module, self.params = plugin_module, params
         footer = provenance(self.path)
         if footer.get("kind") != "index":
             raise CertbenchError("is not the index of a dataset", where=str(self.path))
@@ -128,17 +128,21 @@ class Items:
         """
         rows = self.rows(start, stop)
         ids = rows.column("item_id").to_pylist()
-        images = self._read(self._params, rows)
+        images = self.module.read(self.params, rows)
         if len(images) != len(ids):
             raise CertbenchError(
                 f"the plug-in returned {len(images)} images for {len(ids)} rows",
                 where=str(self.path),
             )
+        return self.described(rows, self._stack(images, ids))
+
+    def described(self, rows: pa.Table, images: np.ndarray) -> Batch:
+        """The batch of index rows with images that were made elsewhere (a stored variant)."""
         labels = rows.column("label").to_pylist()
         return Batch(
-            images=self._stack(images, ids),
+            images=images,
             labels=np.array([-1 if label is None else label for label in labels], np.int32),
-            item_ids=ids,
+            item_ids=rows.column("item_id").to_pylist(),
             item_index=np.array(rows.column("item_index").to_pylist(), np.uint32),
         )
 

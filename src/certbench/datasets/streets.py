@@ -16,8 +16,12 @@ from certbench.datasets.card import Card
 from certbench.params import param
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
     from PIL import Image
+
+    from certbench.datasets.streets_camera import Camera
+    from certbench.datasets.streets_layout import SceneDescription
 
 version = 1
 
@@ -71,6 +75,31 @@ def read(params: Params, rows: pa.Table) -> list[Image.Image]:
     return images.decode_rows(rows)
 
 
+def read_scenes(params: Params, rows: pa.Table) -> list[tuple[SceneDescription, Camera, str]]:
+    """The scene of each index row: its description, its camera, and the condition shown."""
+    from certbench.datasets.streets_classes import CONDITIONS
+    from certbench.datasets.streets_layout import describe
+
+    found = []
+    for item_id in rows.column("item_id").to_pylist():
+        split, place = item_id.split("/")
+        scene = describe(_scene_number(params, split, int(place)))
+        condition = CONDITIONS[int(place) % len(CONDITIONS)]
+        found.append((scene, scene.camera(params.height, params.width), condition))
+    return found
+
+
+def read_depth(params: Params, rows: pa.Table) -> list[np.ndarray]:
+    """True depth of the scenes of index rows: relative z-depth, float32 [height, width] each."""
+    from certbench.corruptions.three_d_depth import from_metres
+    from certbench.datasets.streets_raster import look_at
+
+    return [
+        from_metres(look_at(scene.primitives, camera).depth)
+        for scene, camera, _ in read_scenes(params, rows)
+    ]
+
+
 def _png(params: Params, split: str, i: int, condition: str) -> bytes:
     import io
 
@@ -78,11 +107,14 @@ def _png(params: Params, split: str, i: int, condition: str) -> bytes:
 
     from certbench.datasets.streets_scene import render
 
-    number = (params.scene_seed * len(_SPLITS) + _SPLITS[split]) * _SPLIT_SEEDS + i
-    scene = render(number, params.height, params.width, condition)
+    scene = render(_scene_number(params, split, i), params.height, params.width, condition)
     stream = io.BytesIO()
     Image.fromarray(scene.rgb).save(stream, format="PNG")
     return stream.getvalue()
+
+
+def _scene_number(params: Params, split: str, i: int) -> int:
+    return (params.scene_seed * len(_SPLITS) + _SPLITS[split]) * _SPLIT_SEEDS + i
 
 
 CARD = Card(

@@ -80,19 +80,52 @@ class View:
             )
         return np.asarray(image, dtype=np.uint8)
 
+    def nearest(self, values: np.ndarray) -> np.ndarray:
+        """A map of something (labels, depth) under this view, without mixing neighbours.
+
+        Args:
+            values: [H, W] of any type, in the geometry of the stored image.
+
+        Returns:
+            [h, w] of the same type: each pixel has the value nearest to its centre.
+        """
+        import numpy as np
+
+        def places(length: int, into: int) -> np.ndarray:
+            return ((2 * np.arange(into) + 1) * length // (2 * into)).astype(np.intp)
+
+        height, width = values.shape
+        if self.kind == "squash":
+            assert self.size is not None
+            rows, columns = places(height, self.size[0]), places(width, self.size[1])
+        elif self.kind == "crop":
+            tall, wide, top, left = self._crop(height, width)
+            crop = self.size[0] if self.size else 0
+            rows = places(height, tall)[top : top + crop]
+            columns = places(width, wide)[left : left + crop]
+        else:
+            return values
+        return np.ascontiguousarray(values[rows[:, None], columns])
+
     def _cropped(self, image: Image.Image) -> Image.Image:
-        """Short side to ``short_side``, central crop; roundings are those of torchvision."""
+        height, width, top, left = self._crop(image.height, image.width)
+        assert self.size is not None
+        crop = self.size[0]
+        return _resize(image, height, width).crop((left, top, left + crop, top + crop))
+
+    def _crop(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Size with the short side at ``short_side``, and the corner of the central crop.
+
+        Roundings are those of torchvision.
+        """
         assert self.size is not None and self.short_side is not None
-        height, width, side = image.height, image.width, self.short_side
+        side, crop = self.short_side, self.size[0]
         if min(height, width) != side:
             if height <= width:
                 height, width = side, int(side * width / height)
             else:
                 height, width = int(side * height / width), side
-            image = _resize(image, height, width)
-        crop = self.size[0]
-        top, left = round((height - crop) / 2.0), round((width - crop) / 2.0)
-        return image.crop((left, top, left + crop, top + crop))
+        return height, width, round((height - crop) / 2.0), round((width - crop) / 2.0)
 
 
 def _resize(image: Image.Image, height: int, width: int) -> Image.Image:
