@@ -316,7 +316,7 @@ class _Planner:
                             selection, variant, model, defense, attack, jobs, where
                         )
         jobs = {rule: _unique(found) for rule, found in jobs.items()}
-        self._summaries(name, entry, jobs)
+        self._summaries(name, entry, variants, jobs)
         self.plan.experiments[name] = jobs
 
     def _common(self, selection: Selection, variant: Variant, model: PlannedJob) -> dict[str, Any]:
@@ -489,7 +489,9 @@ class _Planner:
             for items in self._item_ranges(selection)
         ]
 
-    def _summaries(self, name: str, entry: Mapping[str, Any], jobs: dict[str, list]) -> None:
+    def _summaries(
+        self, name: str, entry: Mapping[str, Any], variants: list[Variant], jobs: dict[str, list]
+    ) -> None:
         def rows(rule: str) -> list[str]:
             return [job.outputs["rows"] for job in jobs[rule]]
 
@@ -504,6 +506,8 @@ class _Planner:
             "title": entry.get("title", name),
             "metrics": [metric.block() for metric in self._metrics],
             "threats": entry["threats"],
+            # Metrics of shift know what a variant is by its steps, not by its name.
+            "variants": [variant.block() for variant in variants],
             "plugins": list(self.extra),
         }
         inputs = {
