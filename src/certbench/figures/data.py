@@ -210,8 +210,8 @@ def distinct(tables: pd.DataFrame) -> pd.DataFrame:
     Args:
         tables: As from :func:`read_tables`.
     """
-    from certbench.metrics.tabulating import GROUP
+    from certbench.metrics.tabulating import GROUP, SHIFT
 
-    keys = [*GROUP, "metric", "parameter"]
+    keys = [*GROUP, *SHIFT, "metric", "parameter"]
     order = tables.sort_values("n", ascending=False, kind="stable")
     return order.drop_duplicates(keys).sort_index().reset_index(drop=True)

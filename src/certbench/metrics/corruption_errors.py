@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from certbench.corruptions.severity import BENCHMARK_15, SEVERITIES
 from certbench.corruptions.three_d import IMAGENET_3DCC as BENCHMARK_12
@@ -388,7 +389,7 @@ def corruption_degradation(
     return 100.0 * lost / lost_by_reference
 
 
-def missing_from(values: Mapping[str, Mapping[int, float]], over: TypeSet, elastic: str) -> str:
+def missing_from(values: Mapping[str, Mapping[int, Any]], over: TypeSet, elastic: str) -> str:
     """What a set lacks before a mean may be formed, in words; empty where it is complete.
 
     Args:

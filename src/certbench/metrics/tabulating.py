@@ -2,17 +2,19 @@
 
 A table is a pure function of rows. One row is one number: which experiment, dataset, variant,
 model, defence, attack, which metric at which parameter, its value, its interval, and how many
-items it is about.
+items it is about. Where the variant is a corruption, the row names it, with its severity and the
+table of severities. A number that could not be formed has no value, and its note says why.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from certbench.params import build
+from certbench.params import build, canonical
 from certbench.results import rows as row_files
 from certbench.results.atomic import atomic_path
 from certbench.threat import Threat
@@ -33,7 +35,36 @@ GROUP = [
     "attack",
     "threat_id",
 ]
-COLUMNS = ["experiment", *GROUP, "metric", "parameter", "value", "low", "high", "n"]
+SHIFT = ["corruption", "severity", "severity_table"]
+"""What a corruption variant is; rows about several of them leave out what differs."""
+
+COLUMNS = [
+    "experiment",
+    *GROUP,
+    *SHIFT,
+    "metric",
+    "parameter",
+    "value",
+    "low",
+    "high",
+    "n",
+    "note",
+]
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """A variant that is one corruption of the images.
+
+    Attributes:
+        corruption: Type.
+        severity: Strength.
+        severity_table: Which parameters the severities mean; equal within one mean.
+    """
+
+    corruption: str
+    severity: int
+    severity_table: str
 
 
 @dataclass(frozen=True)
@@ -43,10 +74,50 @@ class Context:
     Attributes:
         threats: Threat models named by the experiment.
         dimension: Values per item (C x H x W), or None where unknown.
+        corruptions: The variants that are corruptions, by id.
     """
 
     threats: tuple[Threat, ...]
     dimension: int | None
+    corruptions: Mapping[str, Corruption] = field(default_factory=dict)
+
+
+def corruptions(variants: Sequence[Mapping[str, Any]]) -> dict[str, Corruption]:
+    """The variants that are one corruption, told by their steps.
+
+    A variant of several steps (an attack, then fog) is none: it is another shift. Steps of one
+    plug-in with one table of severities belong together; where they make the same type and severity
+    in two ways (two sources of depth), the rest of their parameters tells them apart.
+
+    Args:
+        variants: Blocks with ``variant_id`` and ``steps``.
+    """
+    found: dict[str, tuple[Corruption, str]] = {}
+    for block in variants:
+        if len(block["steps"]) != 1:
+            continue
+        (step,) = block["steps"]
+        rest = dict(step["params"])
+        name, severity = rest.pop("corruption", None), rest.pop("severity", None)
+        if name is None or severity is None:
+            continue
+        table = str(rest.pop("severity_table", None) or step["name"])
+        made = Corruption(str(name), int(severity), table)
+        found[block["variant_id"]] = (made, canonical([step["name"], rest]))
+    ways: dict[Corruption, set[str]] = {}
+    for made, way in found.values():
+        ways.setdefault(made, set()).add(way)
+    several = {made.severity_table for made, how in ways.items() if len(how) > 1}
+    return {
+        variant: replace(made, severity_table=f"{made.severity_table}-{_digest(way)}")
+        if made.severity_table in several
+        else made
+        for variant, (made, way) in found.items()
+    }
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
 def share(name: str, holds: Any, confidence: float, parameter: float | None = None) -> dict:
@@ -77,7 +148,13 @@ def value(name: str, number: float | None, n: int, parameter: float | None = Non
         "low": None,
         "high": None,
         "n": n,
+        "note": None,
     }
+
+
+def missing(name: str, reason: str, parameter: float | None = None) -> dict:
+    """A metric row for a number that cannot be formed, and why."""
+    return {**value(name, None, 0, parameter), "note": reason}
 
 
 def run(job: Job) -> None:
@@ -87,19 +164,23 @@ def run(job: Job) -> None:
     work = job.work
     threats = tuple(Threat(t["kind"], t["norm"], t["size"], t["space"]) for t in work["threats"])
     frames: dict[str, pd.DataFrame] = {}
+    known = corruptions(work["variants"])
     metrics = work["metrics"]
     made: list[dict[str, Any]] = []
     with job.bar(len(metrics), f"table {work['experiment']}", "metrics") as bar:
         for block in metrics:
             module = job.plugin("metric", block["name"])
             params = build(module.Params, block["params"], f"metrics.{block['name']}")
-            kind = module.rows
-            if kind not in frames:
-                frames[kind] = row_files.read(job.inputs.get(kind, []), kind).to_pandas()
-            made += tabulate(frames[kind], module, params, threats, job.inputs.get(kind, []))
+            kinds = (module.rows,) if isinstance(module.rows, str) else tuple(module.rows)
+            for kind in kinds:
+                if kind not in frames:
+                    frames[kind] = row_files.read(job.inputs.get(kind, []), kind).to_pandas()
+            paths = [path for kind in kinds for path in job.inputs.get(kind, [])]
+            frame = _stacked({kind: frames[kind] for kind in kinds})
+            made += tabulate(frame, module, params, Context(threats, _dimension(paths), known))
             bar.update(1)
     made += check_rows(job.inputs.get("attacks", []))
-    table = pd.DataFrame(made, columns=COLUMNS[1:])
+    table = pd.DataFrame([_shifted(row, known) for row in made], columns=COLUMNS[1:])
     table.insert(0, "experiment", work["experiment"])
     write_table(job, table)
     costs = cost_rows(work["experiment"], job.inputs)
@@ -108,25 +189,43 @@ def run(job: Job) -> None:
 
 
 def tabulate(
-    frame: pd.DataFrame,
-    module: Any,
-    params: Any,
-    threats: tuple[Threat, ...],
-    paths: Sequence[Any] = (),
+    frame: pd.DataFrame, module: Any, params: Any, context: Context
 ) -> list[dict[str, Any]]:
-    """One metric plug-in over all groups of its rows."""
+    """One metric plug-in over all groups of its rows.
+
+    A group is one dataset, variant, model, defence and attack. A metric that names some of these
+    keys in ``across`` gets all of their values in one group, and says in its rows which it means.
+    """
     if frame.empty:
         return []
-    dimension = _dimension(paths)
+    across = getattr(module, "across", ())
+    keys = [name for name in GROUP if name not in across]
     made = []
-    for key, group in frame.groupby(GROUP, observed=True, dropna=False, sort=True):
-        labels = {
+    for key, group in frame.groupby(keys, observed=True, dropna=False, sort=True):
+        labels = dict.fromkeys(GROUP) | {
             name: None if part is None or part != part else str(part)
-            for name, part in zip(GROUP, key, strict=True)
+            for name, part in zip(keys, key, strict=True)
         }
-        context = Context(threats, dimension)
         made += [{**labels, **row} for row in module.compute(group, params, context)]
     return made
+
+
+def _stacked(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Rows of several kinds below each other, told apart by the column ``kind``."""
+    import pandas as pd
+
+    if len(frames) == 1:
+        return next(iter(frames.values()))
+    filled = [frame.assign(kind=kind) for kind, frame in frames.items() if len(frame)]
+    return pd.concat(filled, ignore_index=True) if filled else next(iter(frames.values()))
+
+
+def _shifted(row: dict[str, Any], known: Mapping[str, Corruption]) -> dict[str, Any]:
+    """A row about one variant, with what that variant is."""
+    found = known.get(row["variant_id"])
+    if found is None:
+        return row
+    return {**row, **{name: getattr(found, name) for name in SHIFT}}
 
 
 def check_rows(paths: Sequence[Any]) -> list[dict[str, Any]]:
@@ -177,8 +276,8 @@ def write_table(job: Job, table: pd.DataFrame) -> None:
     import pyarrow.parquet as pq
 
     footer = json.dumps({"kind": "table", **job.provenance()}, default=str)
-    strings = dict.fromkeys(("experiment", *GROUP, "metric"), "string")
-    typed = table.astype({**strings, "n": "int64"})
+    texts = ("experiment", *GROUP, "corruption", "severity_table", "metric", "note")
+    typed = table.astype({**dict.fromkeys(texts, "string"), "severity": "Int64", "n": "int64"})
     for name in ("parameter", "value", "low", "high"):
         typed[name] = typed[name].astype("float64")
     made = pa.Table.from_pandas(typed, preserve_index=False)

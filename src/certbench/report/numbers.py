@@ -48,7 +48,7 @@ class Numbers:
     """Look numbers up by metric and keys.
 
     Args:
-        table: Rows of tables, each number once; checks are left out.
+        table: Rows of tables, each number once; checks, and means over variants, are left out.
     """
 
     def __init__(self, table: pd.DataFrame):
@@ -58,7 +58,7 @@ class Numbers:
         self.variants: dict[tuple, list[str]] = {}
         self.attacks: dict[tuple, list[tuple[str, str]]] = {}
         for row in table.itertuples():
-            if row.metric.startswith(CHECK):
+            if row.metric.startswith(CHECK) or not wording.known(row.variant_id):
                 continue
             place = (row.dataset, row.split, row.view)
             _append(self.places, place)
