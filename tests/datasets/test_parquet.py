@@ -217,6 +217,60 @@ def test_a_file_that_shrank_since_it_was_prepared_is_refused(shards):
         parquet.read(params, table)
 
 
+def write_maps(path, maps, struct=True, size=(4, 3)):
+    """Images of width x height ``size`` beside label maps."""
+
+    def encoded(pixels):
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, "PNG")
+        return {"bytes": stream.getvalue(), "path": None} if struct else stream.getvalue()
+
+    image = np.zeros((size[1], size[0], 3), np.uint8)
+    columns = {"image": [encoded(image + i) for i in range(len(maps))]}
+    pq.write_table(pa.table({**columns, "mask": [encoded(m) for m in maps]}), path)
+
+
+@pytest.mark.parametrize("struct", [True, False])
+def test_label_maps_come_from_a_column_of_their_own(prepare, tmp_path, struct):
+    maps = [np.full((3, 4), i, np.uint8) for i in (0, 2, 255, 1)]
+    write_maps(tmp_path / "test.parquet", maps, struct)
+    params = {
+        "root": str(tmp_path),
+        "label": None,
+        "mask": "mask",
+        "mask_class_names": ["road", "sky", "car"],
+        "files": {"test": "test.parquet"},
+    }
+    code, said, path = prepare("parquet", params, ["test"])
+    assert code == 0, said
+    items = Items(path, "test", "native", parquet, build(parquet.Params, params, "here"))
+    batch = items.load(0, 4, masks=True)
+    assert items.mask_class_names == ("road", "sky", "car") and items.class_names == ()
+    assert batch.labels.tolist() == [-1] * 4
+    np.testing.assert_array_equal(batch.masks, np.stack([maps[i] for i in batch.item_index]))
+
+
+def test_label_maps_that_do_not_fit_are_refused_while_preparing(prepare, tmp_path):
+    params = {"root": str(tmp_path), "label": None, "mask": "mask", "num_mask_classes": 3}
+    params["files"] = {"test": "test.parquet"}
+    write_maps(tmp_path / "test.parquet", [np.zeros((3, 4), np.uint8), np.zeros((4, 4), np.uint8)])
+    code, said, _ = prepare("parquet", params, ["test"])
+    assert code == 2 and "1 of 2 images cannot be used" in said
+    assert "test/000001: its label map is 4x4, its image 3x4" in said
+    write_maps(tmp_path / "test.parquet", [np.full((3, 4), 7, np.uint8)])
+    code, said, _ = prepare("parquet", params, ["test"], name="other")
+    assert code == 2 and "its label map has values 7 outside 0..2" in said
+    code, said, _ = prepare("parquet", {**params, "mask": "labels"}, ["test"], name="third")
+    assert code == 2 and "config: datasets.third.mask" in said
+
+
+def test_label_maps_need_a_stated_number_of_classes():
+    with pytest.raises(CertbenchError, match="number of classes of the label maps is not stated"):
+        parquet.Params(root=".", mask="mask")
+    with pytest.raises(CertbenchError, match="neither labels nor label maps"):
+        parquet.Params(root=".", label=None)
+
+
 @pytest.mark.data
 def test_cifar_photographs_come_out_as_pillow_decodes_them(prepare, real_images):
     root = real_images / "cifar10-jpeg"

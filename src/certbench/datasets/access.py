@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from certbench.datasets import masks as label_maps
 from certbench.datasets import views
 from certbench.datasets.card import Card
 from certbench.errors import CertbenchError, did_you_mean
@@ -27,12 +28,15 @@ class Batch:
         labels: int32 [n]; -1 where an item has no label.
         item_ids: n names.
         item_index: uint32 [n], positions in the source split.
+        masks: Label maps, uint8 [n, H, W] with 255 where a pixel has no class; None where they were
+            not asked for.
     """
 
     images: np.ndarray
     labels: np.ndarray
     item_ids: list[str]
     item_index: np.ndarray
+    masks: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -86,6 +90,11 @@ class Items:
         """Name of each label, label 0 first."""
         return self.card.class_names
 
+    @property
+    def mask_class_names(self) -> tuple[str, ...]:
+        """Name of each class of the label maps, class 0 first; empty without label maps."""
+        return self.card.mask_class_names
+
     def __len__(self) -> int:
         return self.size
 
@@ -119,12 +128,17 @@ class Items:
             self._groups = (first, last)
         return self._held.slice(low - int(self._starts[first]), stop - start)
 
-    def load(self, start: int, stop: int) -> Batch:
+    def load(self, start: int, stop: int, masks: bool = False) -> Batch:
         """The items of ranks [start, stop), in rank order.
 
+        Args:
+            start: First rank.
+            stop: Rank after the last.
+            masks: Whether to load the label maps too.
+
         Raises:
-            CertbenchError: The range reaches beyond the split, an image cannot be decoded, or
-                images differ in shape under the view.
+            CertbenchError: The range reaches beyond the split, an image cannot be decoded, images
+                differ in shape under the view, or there are no label maps that fit.
         """
         rows = self.rows(start, stop)
         ids = rows.column("item_id").to_pylist()
@@ -134,13 +148,28 @@ class Items:
                 f"the plug-in returned {len(images)} images for {len(ids)} rows",
                 where=str(self.path),
             )
-        return self.described(rows, self._stack(images, ids))
+        stacked = self._stack(images, ids)
+        return self.described(rows, stacked, self._masks(rows, images) if masks else None)
 
-    def described(self, rows: pa.Table, images: np.ndarray) -> Batch:
+    def load_masks(self, start: int, stop: int) -> np.ndarray:
+        """The label maps of ranks [start, stop) under the view, without their images.
+
+        Returns:
+            uint8 [n, H, W], 255 where a pixel has no class.
+
+        Raises:
+            CertbenchError: As :meth:`load`.
+        """
+        return self._masks(self.rows(start, stop), None)
+
+    def described(
+        self, rows: pa.Table, images: np.ndarray, masks: np.ndarray | None = None
+    ) -> Batch:
         """The batch of index rows with images that were made elsewhere (a stored variant)."""
         labels = rows.column("label").to_pylist()
         return Batch(
             images=images,
+            masks=masks,
             labels=np.array([-1 if label is None else label for label in labels], np.int32),
             item_ids=rows.column("item_id").to_pylist(),
             item_index=np.array(rows.column("item_index").to_pylist(), np.uint32),
@@ -152,6 +181,26 @@ class Items:
             raise CertbenchError(f"chunks of {size} items", where=str(self.path))
         for low in range(start, stop, size):
             yield self.load(low, min(low + size, stop))
+
+    def _masks(self, rows: pa.Table, images: list | None) -> np.ndarray:
+        if not self.mask_class_names or not label_maps.served(self.module, self.params):
+            raise CertbenchError(
+                "the dataset has no label maps",
+                where=str(self.path),
+                remedy="segmentation needs a dataset that serves them",
+            )
+        if not len(rows):
+            return np.zeros((0, *(self.view.size or (0, 0))), np.uint8)
+        classes = len(self.mask_class_names)
+        found = label_maps.read(self.module, self.params, rows, classes, images)
+        seen = [self.view.nearest(mask) for mask in found]
+        if len({mask.shape for mask in seen}) > 1:
+            raise CertbenchError(
+                f"label maps differ in shape under view '{self.view.name}'",
+                where=str(self.path),
+                remedy="use a view that fixes the shape: squash<H>x<W>, resize<S>_crop<C>",
+            )
+        return np.stack(seen)
 
     def _stack(self, images: list, ids: list[str]) -> np.ndarray:
         if not images:

@@ -23,6 +23,8 @@ class Card:
         class_names: Name of each label, label 0 first.
         sizes: Number of items of each prepared split.
         note: What a reader of a number must know about the data.
+        mask_class_names: Name of each class of the label maps, class 0 first; empty without maps.
+        mask_colours: Display colour (8-bit RGB) of each of them; empty where none is customary.
     """
 
     title: str
@@ -33,18 +35,31 @@ class Card:
     class_names: tuple[str, ...]
     sizes: dict[str, int] = field(default_factory=dict)
     note: str = ""
+    mask_class_names: tuple[str, ...] = ()
+    mask_colours: tuple[tuple[int, int, int], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_names", tuple(self.class_names))
+        object.__setattr__(self, "mask_class_names", tuple(self.mask_class_names))
+        object.__setattr__(self, "mask_colours", tuple(map(tuple, self.mask_colours)))
         object.__setattr__(self, "sizes", {k: int(v) for k, v in self.sizes.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """The card as JSON values."""
-        return {**dataclasses.asdict(self), "class_names": list(self.class_names)}
+        lists = {
+            "class_names": list(self.class_names),
+            "mask_class_names": list(self.mask_class_names),
+            "mask_colours": [list(colour) for colour in self.mask_colours],
+        }
+        return {**dataclasses.asdict(self), **lists}
 
     def to_json(self) -> str:
         """The card as JSON text; :meth:`from_json` gives it back."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    def classes(self, task: str) -> tuple[str, ...]:
+        """Names of the classes that models of a task tell apart."""
+        return self.mask_class_names if task == "segmentation" else self.class_names
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Card:

@@ -47,6 +47,7 @@ def table(
     path: Sequence[str | None] | None = None,
     row: Any = None,
     image: Sequence[bytes] | None = None,
+    mask: Sequence[bytes] | None = None,
 ) -> pa.Table:
     """The table that a dataset plug-in's ``prepare`` returns.
 
@@ -58,6 +59,7 @@ def table(
         path: File of each item, relative to the dataset's root.
         row: Row of each item in that file.
         image: Encoded bytes of each image (PNG, JPEG), to be kept in the index itself.
+        mask: Encoded bytes of each label map (PNG), likewise; a column of its own.
     """
     n = len(item_id)
     splits = [split] * n if isinstance(split, str) else split
@@ -67,7 +69,8 @@ def table(
         pa.nulls(n, type_) if value is None else pa.array(value, type_)
         for value, type_ in zip(values, COLUMNS.values(), strict=True)
     ]
-    return pa.table(arrays, names=list(COLUMNS))
+    made = pa.table(arrays, names=list(COLUMNS))
+    return made if mask is None else made.append_column("mask", pa.array(mask, pa.binary()))
 
 
 def check(items: pa.Table, classes: int, where: str) -> None:

@@ -1,4 +1,4 @@
-"""Parquet files in the style of Hugging Face: an image column with encoded bytes, a label column.
+"""Parquet files in the style of Hugging Face: encoded images with labels, label maps, or both.
 
 The index refers to file and row. Later jobs read only the row groups that their items are in.
 """
@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from certbench.datasets import images, sampling
+from certbench.datasets import images, masks, sampling
 from certbench.datasets.card import Card
 from certbench.errors import CertbenchError, did_you_mean
 from certbench.params import param
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
     from PIL import Image
 
@@ -38,7 +39,11 @@ class Params:
         help="pattern of each split's files below root",
     )
     image: str = param("image", help="image column: struct<bytes, path>, or binary")
-    label: str = param("label", help="label column: integers from 0")
+    label: str | None = param("label", help="label column: integers from 0; null: no labels")
+    mask: str | None = param(
+        None,
+        help="column of label maps, typed as the image column: one channel, 255 for no class",
+    )
     holdout: dict[str, int] = param(
         {}, help="items of further splits, carved from holdout_from, stratified"
     )
@@ -48,6 +53,15 @@ class Params:
     )
     num_classes: int | None = param(
         None, help="number of classes; needed where neither files nor class_names tell", minimum=1
+    )
+    mask_class_names: tuple[str, ...] | None = param(
+        None, help="names of the label maps' classes, class 0 first; null: the numbers"
+    )
+    num_mask_classes: int | None = param(
+        None,
+        help="number of classes of the label maps, where no names tell",
+        minimum=1,
+        maximum=255,
     )
     on_bad: str = param(
         "refuse", help="what to do with images that cannot be decoded", choices=("refuse", "skip")
@@ -65,9 +79,24 @@ class Params:
                     f"is {pattern!r}", where=f"files.{name}", remedy="a pattern relative to root"
                 )
         sampling.check_holdout(self.holdout, self.holdout_from, self.files)
-        names, number = self.class_names, self.num_classes
-        if names is not None and number is not None and len(names) != number:
-            raise CertbenchError(f"{len(names)} names for {number} classes", where="class_names")
+        for prefix, names, number in (
+            ("", self.class_names, self.num_classes),
+            ("mask_", self.mask_class_names, self.num_mask_classes),
+        ):
+            if names is not None and number is not None and len(names) != number:
+                raise CertbenchError(
+                    f"{len(names)} names for {number} classes", where=f"{prefix}class_names"
+                )
+        if self.label is None and self.mask is None:
+            raise CertbenchError(
+                "neither labels nor label maps", where="label", remedy="name a column: label, mask"
+            )
+        if self.mask is not None and self.mask_class_names is None and not self.num_mask_classes:
+            raise CertbenchError(
+                "the number of classes of the label maps is not stated",
+                where="num_mask_classes",
+                remedy="set num_mask_classes, or mask_class_names",
+            )
 
 
 def splits(params: Params) -> dict[str, int | None]:
@@ -78,7 +107,7 @@ def splits(params: Params) -> dict[str, int | None]:
 def prepare(
     params: Params, splits: Sequence[str], seed: int, tick: Callable[[int, int], None]
 ) -> tuple[pa.Table, Card]:
-    """List the rows of some splits; only label columns are read.
+    """List the rows of some splits; only label columns are read, and of label maps the type.
 
     An item's id is ``<split>/<row>``, its index the row, counted over the sorted files of its
     source split.
@@ -99,7 +128,7 @@ def prepare(
     total, done = sum(map(len, listed.values())), 0
     tables = []
     for source, paths in listed.items():
-        labels: list[int] = []
+        labels: list[int | None] = []
         names: list[str] = []
         rows: list[int] = []
         for path in paths:
@@ -122,6 +151,7 @@ def prepare(
         redistributable=params.redistributable,
         synthetic=params.synthetic,
         class_names=class_names,
+        mask_class_names=_mask_class_names(params),
     )
     return pa.concat_tables(tables), card
 
@@ -132,6 +162,32 @@ def read(params: Params, rows: pa.Table) -> list[Image.Image]:
     Raises:
         CertbenchError: A file has changed since it was prepared, or an image cannot be decoded.
     """
+    return [
+        images.decode(source, name)
+        for source, name in _sources(params, rows, params.image, "has no image")
+    ]
+
+
+def serves_masks(params: Params) -> bool:
+    """Whether a column of label maps is named."""
+    return params.mask is not None
+
+
+def read_masks(params: Params, rows: pa.Table) -> list[np.ndarray]:
+    """Decode the label maps of index rows, in order: uint8 [H, W], 255 where there is no class.
+
+    Raises:
+        CertbenchError: A file has changed since it was prepared, or a map cannot be decoded.
+    """
+    assert params.mask is not None
+    found = _sources(params, rows, params.mask, "has no label map")
+    return [masks.decode(source, name) for source, name in found]
+
+
+def _sources(
+    params: Params, rows: pa.Table, column: str, missing: str
+) -> list[tuple[bytes | Path, str]]:
+    """Encoded bytes (or the path) of a column's value in index rows, and what messages call it."""
     root = Path(params.root).expanduser()
     ids = rows.column("item_id").to_pylist()
     paths, numbers = rows.column("path").to_pylist(), rows.column("row").to_pylist()
@@ -149,10 +205,10 @@ def read(params: Params, rows: pa.Table) -> list[Image.Image]:
         places.setdefault((path, group), []).append((position, number - bounds[group]))
     encoded: list[Any] = [None] * len(ids)
     for (path, group), entries in sorted(places.items()):
-        values = _values(root / path, params.image, group, [inside for _, inside in entries])
+        values = _values(root / path, column, group, [inside for _, inside in entries])
         for (position, _), value in zip(entries, values, strict=True):
             encoded[position] = value
-    decoded = []
+    found = []
     for item_id, path, number, value in zip(ids, paths, numbers, encoded, strict=True):
         name = f"{root / path}, row {number}"
         if isinstance(value, dict):
@@ -162,9 +218,9 @@ def read(params: Params, rows: pa.Table) -> list[Image.Image]:
         else:
             source = value
         if source is None:
-            raise CertbenchError("has no image", where=f"{name} ({item_id})")
-        decoded.append(images.decode(source, name))
-    return decoded
+            raise CertbenchError(missing, where=f"{name} ({item_id})")
+        found.append((source, name))
+    return found
 
 
 def _files(params: Params, root: Path, source: str) -> list[Path]:
@@ -202,43 +258,60 @@ def _open(path: Path) -> Any:
         raise CertbenchError(f"is no Parquet file, or torn ({error})", where=str(path)) from error
 
 
-def _labels(params: Params, path: Path) -> list[int]:
-    """Labels of a file, once its columns are what the parameters say."""
+def _labels(params: Params, path: Path) -> list[int] | list[None]:
+    """Labels of a file (None each where no column is named), once its columns are right."""
     import pyarrow as pa
 
     file = _open(path)
     schema = file.schema_arrow
-    for key in ("image", "label"):
+    for key in ("image", "label", "mask"):
         name = getattr(params, key)
+        if name is None:
+            continue
         if name not in schema.names:
             raise CertbenchError(
                 f"{path} has no column '{name}'",
                 where=key,
                 remedy=did_you_mean(name, schema.names),
             )
-    type_ = schema.field(params.image).type
-    inner = {field.name: field.type for field in type_} if pa.types.is_struct(type_) else {}
-    bytes_ = inner.get("bytes", type_)
-    if not (pa.types.is_binary(bytes_) or pa.types.is_large_binary(bytes_)):
-        raise CertbenchError(
-            f"column '{params.image}' of {path} is {type_}",
-            where="image",
-            remedy="needs struct<bytes: binary, path: string>, or binary",
-        )
-    if not pa.types.is_integer(schema.field(params.label).type):
-        raise CertbenchError(
-            f"column '{params.label}' of {path} is {schema.field(params.label).type}",
-            where="label",
-            remedy="needs integers, 0 for the first class",
-        )
+        type_ = schema.field(name).type
+        if key == "label":
+            if not pa.types.is_integer(type_):
+                raise CertbenchError(
+                    f"column '{name}' of {path} is {type_}",
+                    where="label",
+                    remedy="needs integers, 0 for the first class",
+                )
+            continue
+        inner = {field.name: field.type for field in type_} if pa.types.is_struct(type_) else {}
+        bytes_ = inner.get("bytes", type_)
+        if not (pa.types.is_binary(bytes_) or pa.types.is_large_binary(bytes_)):
+            raise CertbenchError(
+                f"column '{name}' of {path} is {type_}",
+                where=key,
+                remedy="needs struct<bytes: binary, path: string>, or binary",
+            )
+    if params.label is None:
+        return [None] * file.metadata.num_rows
     column = file.read(columns=[params.label]).column(params.label)
     if column.null_count:
         raise CertbenchError(f"{column.null_count} labels of {path} are null", where="label")
     return column.to_pylist()
 
 
+def _mask_class_names(params: Params) -> tuple[str, ...]:
+    if params.mask is None:
+        return ()
+    if params.mask_class_names is not None:
+        return params.mask_class_names
+    assert params.num_mask_classes is not None
+    return tuple(map(str, range(params.num_mask_classes)))
+
+
 def _class_names(params: Params, paths: list[Path]) -> tuple[str, ...]:
     """Class names from the parameters, else from what Hugging Face writes into the files."""
+    if params.label is None:
+        return ()
     if params.class_names is not None:
         return params.class_names
     names: tuple[str, ...] | None = None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
-from certbench.datasets import images, index
+from certbench.datasets import images, index, masks
 from certbench.datasets.card import Card
 from certbench.errors import CertbenchError, did_you_mean
 from certbench.params import build
@@ -38,7 +38,8 @@ def run(job: Job) -> None:
     items that are needed, which are a prefix of the order of the whole split.
 
     A plug-in whose parameters have ``on_bad`` reads files that may be broken: every image that will
-    be used is decoded once, and a broken one is refused or left out, as ``on_bad`` says.
+    be used is decoded once, with its label map where there is one, and a broken one is refused or
+    left out, as ``on_bad`` says.
 
     Raises:
         CertbenchError: Anything wrong with the data, or an experiment needs more items than there
@@ -65,7 +66,8 @@ def run(job: Job) -> None:
     needed: dict[str, int | None] = {name: work["sizes"].get(name) for name in names}
     if hasattr(params, "on_bad"):
         with _ticking(job, f"verify {work['dataset']}") as tick:
-            items = _verified(plugin, params, items, needed, tick, job.threads, where)
+            reader = _reader(plugin, params, card)
+            items = _verified(reader, params, items, needed, tick, job.threads, where)
     sizes = _check_sizes(items, names, needed, where)
     items = _prefixes(items, needed)
     card = Card.from_dict({**card.to_dict(), "sizes": sizes})
@@ -134,8 +136,21 @@ def _prefixes(items: pa.Table, needed: dict[str, int | None]) -> pa.Table:
     return items.filter(pa.array(keep, pa.bool_()))
 
 
+def _reader(plugin: Any, params: Any, card: Card) -> Any:
+    """What reads an item whole: its image and, where the dataset has one, its label map."""
+    if not card.mask_class_names or not masks.served(plugin, params):
+        return plugin.read
+
+    def read(params: Any, rows: pa.Table) -> list:
+        pictures = plugin.read(params, rows)
+        masks.read(plugin, params, rows, len(card.mask_class_names), pictures)
+        return pictures
+
+    return read
+
+
 def _verified(
-    plugin: Any,
+    read: Any,
     params: Any,
     items: pa.Table,
     needed: dict[str, int | None],
@@ -159,7 +174,7 @@ def _verified(
         def counted(done: int, total: int, before: int = before) -> None:
             tick(before + done, before + total)
 
-        bad = images.broken(plugin.read, params, rows, counted, threads=threads)
+        bad = images.broken(read, params, rows, counted, threads=threads)
         tried.update(rows.column("item_id").to_pylist())
         reasons.update(bad)
         if not bad:
