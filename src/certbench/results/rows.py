@@ -107,6 +107,7 @@ _NO_ITEMS = {"cost", "training"}
 _TYPES = {
     "label": pa.dictionary(pa.int32(), pa.string()),
     "string": pa.string(),
+    "binary": pa.binary(),
     "bool": pa.bool_(),
     "int8": pa.int8(),
     "int32": pa.int32(),
