@@ -74,7 +74,10 @@ class Network(nn.Module):
         self.register_buffer("std", _channels(std), persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits float32 [N, K] of images float32 [N, C, H, W] in [0, 1]."""
+        """Logits float32 of images float32 [N, C, H, W] in [0, 1].
+
+        They are [N, K] for a classifier and [N, K, H, W], a class for each pixel, for a segmenter.
+        """
         return self.net((images - self.mean) / self.std).float()
 
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -232,25 +235,33 @@ def check_classes(card: Mapping[str, Any] | int, class_count: int, where: str) -
         )
 
 
-def guard_logits(logits: torch.Tensor, model_id: str, num_classes: int) -> torch.Tensor:
+def guard_logits(
+    logits: torch.Tensor,
+    model_id: str,
+    num_classes: int,
+    size: tuple[int, int] | None = None,
+) -> torch.Tensor:
     """The logits themselves, after a look at their shape and values (one host synchronisation).
 
     Args:
-        logits: What the model returned, expected [N, num_classes].
+        logits: What the model returned, expected [N, num_classes], or with ``size`` [N,
+            num_classes, H, W].
         model_id: Name for the message.
         num_classes: Number of classes of the dataset.
+        size: Height and width of the images, for a model that tells the class of each pixel.
 
     Raises:
         CertbenchError: Wrong shape, NaN or infinity.
     """
-    if logits.ndim != 2 or logits.shape[1] != num_classes:
+    if tuple(logits.shape[1:]) != (num_classes, *(size or ())):
+        expected = ", ".join(map(str, ("N", num_classes, *(size or ()))))
         raise CertbenchError(
-            f"returned logits of shape {tuple(logits.shape)}, expected [N, {num_classes}]",
+            f"returned logits of shape {tuple(logits.shape)}, expected [{expected}]",
             where=f"model '{model_id}'",
             remedy="check the number of classes of its builder and of the dataset",
         )
     if not bool(torch.isfinite(logits).all()):
-        bad = int((~torch.isfinite(logits)).any(dim=1).sum())
+        bad = int((~torch.isfinite(logits)).flatten(1).any(dim=1).sum())
         raise CertbenchError(
             f"returned NaN or infinite logits for {bad} of {len(logits)} inputs",
             where=f"model '{model_id}'",
@@ -286,7 +297,7 @@ class FoldedNetwork(nn.Module):
         self.register_buffer("scale", scale, persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits float32 [N, K] of images float32 [N, C, H, W] in [0, 1]."""
+        """Logits float32 [N, K] or [N, K, H, W] of images float32 [N, C, H, W] in [0, 1]."""
         if self.shift is not None:
             images = images - self.shift
         if self.scale is not None:

@@ -34,10 +34,18 @@ def open_model(job: Job, classes: int) -> Network:
 
 
 def run(job: Job) -> None:
-    """Predict the items of one range; writes rows of kind ``predictions``."""
+    """Predict the items of one range.
+
+    Writes rows of kind ``predictions``, or for a segmentation model of kind ``segmentation``.
+    """
     import torch
 
     from certbench.models.network import guard_logits
+
+    if job.work["task"] == "segmentation":
+        from certbench.models import segmenting
+
+        return segmenting.run(job)
 
     start, stop = job.work["items"]
     items = applying.open_items(job, job.work["dataset"])

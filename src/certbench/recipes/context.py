@@ -66,12 +66,13 @@ class TrainingContext:
     Attributes:
         network: The model to train, on ``device``; ``train`` leaves it in eval mode.
         images: Training images, uint8 [N, 3, H, W].
-        labels: Their classes, int64 [N].
+        labels: Their classes, int64 [N]; for segmentation label maps, uint8 [N, H, W] with 255
+            where a pixel has no class.
         params: The recipe's ``Params``.
         seed: Seed of the run; the same seed gives the same weights on the same machine.
         device: Where to train.
         val_images: Validation images, uint8 [M, 3, H, W], or None.
-        val_labels: Their classes, int64 [M], or None.
+        val_labels: Their classes or label maps, or None.
         log_epoch: Takes the row of an epoch.
         checkpoint: Keeps the state after each epoch.
         bar: Progress in images.

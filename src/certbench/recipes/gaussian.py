@@ -22,13 +22,18 @@ if TYPE_CHECKING:
 
 version = 1
 
+tasks = ("classification", "segmentation")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Params(Optimisation):
-    """The optimisation and the noise."""
+    """The optimisation, the noise, and the weights of the classes."""
 
     sigma: float = param(
         help="std of the noise; that of the smoothing", unit="pixel values in [0, 1]", minimum=0
+    )
+    class_weights: tuple[float, ...] = param(
+        (), help="weight of each class in the cross-entropy ([] for equal weights)", above=0
     )
 
 
@@ -36,13 +41,16 @@ def train(context: TrainingContext) -> None:
     """Train the context's network on noisy images."""
     from certbench.recipes.loop import fit
 
-    sigma = context.params.sigma
-    fit(context, partial(batch_loss, sigma=sigma), sigma=sigma)
+    params = context.params
+    loss = partial(batch_loss, sigma=params.sigma, class_weights=params.class_weights)
+    fit(context, loss, sigma=params.sigma)
 
 
-def batch_loss(network: nn.Module, batch: Batch, sigma: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy of the noisy images, and their logits."""
-    from torch.nn.functional import cross_entropy
+def batch_loss(
+    network: nn.Module, batch: Batch, sigma: float, class_weights: tuple[float, ...] = ()
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of the noisy images or their pixels, and the logits."""
+    from certbench.recipes.objective import cross_entropy
 
     logits = network(batch.images + batch.noise(sigma))
-    return cross_entropy(logits, batch.labels), logits
+    return cross_entropy(logits, batch.labels, class_weights), logits

@@ -17,12 +17,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from certbench.datasets.masks import IGNORE
 from certbench.errors import CertbenchError
 from certbench.recipes.context import TrainingContext, derived_seed
+from certbench.recipes.objective import right
 from certbench.recipes.optimisation import Optimisation, learning_rate
 
 _RESIDENT_BYTES = 8 << 30  # images up to this size move to the device once
 _VALIDATION_BATCH = 500
+_VALIDATION_PIXELS = 1 << 21  # in a batch whose pixels are all classified
 
 
 @dataclass
@@ -42,7 +45,7 @@ class Batch:
 
     Attributes:
         images: float32 [B, 3, H, W] in [0, 1].
-        labels: int64 [B].
+        labels: int64 [B], or label maps int64 [B, H, W] with 255 where a pixel has no class.
         epoch: Number of the epoch, from 0.
         generator: Source of all randomness of the epoch, on the images' device.
         cost: Passes of the epoch so far.
@@ -67,7 +70,8 @@ class Batch:
         return torch.rand(len(self.images), generator=self.generator, device=self.images.device)
 
 
-#: Loss to minimise and the logits behind it, [copies * B, K] in the row order of Batch.noise.
+#: Loss to minimise and the logits behind it, [copies * B, K] or, of label maps,
+#: [copies * B, K, H, W], in the row order of Batch.noise.
 BatchLoss = Callable[[nn.Module, Batch], tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -104,15 +108,19 @@ def fit(
             # Equal parts, not full batches and a rest: batch normalisation suffers from a tiny one.
             order = torch.randperm(len(labels), generator=generator, device=device)
             loss_sum = torch.zeros((), device=device)
-            correct, seen = torch.zeros((), device=device), 0
+            correct, seen = (torch.zeros((), dtype=torch.int64, device=device) for _ in range(2))
             rate = 0.0
             for number, chosen in enumerate(torch.tensor_split(order, batches)):
                 rate = learning_rate(params, epoch * batches + number, params.epochs * batches)
                 for group in optimiser.param_groups:
                     group["lr"] = rate
                 pixels = images[chosen.to(images.device)].to(device)
-                pixels = augment(pixels, params.flip, params.crop_padding, generator)
-                batch = Batch(pixels.float() / 255, labels[chosen], epoch, generator, cost)
+                wanted = labels[chosen]
+                places = moves(pixels, params.flip, params.crop_padding, generator)
+                pixels = moved(pixels, places)
+                if wanted.ndim > 1:
+                    wanted = moved(wanted[:, None], places, IGNORE)[:, 0].long()
+                batch = Batch(pixels.float() / 255, wanted, epoch, generator, cost)
                 with torch.autocast(
                     device.type, torch.bfloat16, enabled=params.precision == "bfloat16"
                 ):
@@ -122,9 +130,9 @@ def fit(
                 optimiser.step()
                 with torch.no_grad():
                     loss_sum += loss.detach() * len(chosen)
-                    repeated = batch.labels.repeat(len(logits) // len(chosen))
-                    correct += (logits.argmax(1) == repeated).sum()
-                    seen += len(logits)
+                    hits, counted = right(logits, batch.labels)
+                    correct += hits
+                    seen += counted
                 context.bar.update(len(chosen))
             mean_loss = float(loss_sum) / len(labels)
             if not np.isfinite(mean_loss):
@@ -133,7 +141,7 @@ def fit(
                     where="training",
                     remedy="lower learning_rate, or choose schedule: one_cycle",
                 )
-            accuracy = float(correct) / seen
+            accuracy = int(correct) / max(1, int(seen))
             if context.val_images is not None and context.val_labels is not None:
                 accuracy = noisy_accuracy(
                     network, context.val_images, context.val_labels, sigma, context.seed, device
@@ -141,6 +149,21 @@ def fit(
         context.log_epoch(epoch + 1, mean_loss, accuracy, rate, cost.forward, cost.backward)
         context.checkpoint.save(_state(network, optimiser, epoch + 1))
     network.eval()
+
+
+@dataclass(frozen=True)
+class Moves:
+    """Where the pixels of each augmented image come from, in images padded by ``padding``.
+
+    Attributes:
+        rows: int64 [B, H].
+        columns: int64 [B, W].
+        padding: Pixels added on each side.
+    """
+
+    rows: torch.Tensor
+    columns: torch.Tensor
+    padding: int
 
 
 def augment(
@@ -154,9 +177,16 @@ def augment(
         padding: Largest shift in pixels.
         generator: Source of randomness, on the images' device.
     """
+    return moved(images, moves(images, flip, padding, generator))
+
+
+def moves(
+    images: torch.Tensor, flip: bool, padding: int, generator: torch.Generator
+) -> Moves | None:
+    """The moves that :func:`augment` makes; None where it makes none. Label maps make them too."""
     if not flip and not padding:
-        return images
-    count, channels, height, width = images.shape
+        return None
+    count, _, height, width = images.shape
     device = images.device
     rows = torch.arange(height, device=device).expand(count, height)
     columns = torch.arange(width, device=device).expand(count, width)
@@ -166,10 +196,18 @@ def augment(
     if padding:
         shift = torch.randint(2 * padding + 1, (2, count, 1), generator=generator, device=device)
         rows, columns = rows + shift[0], columns + shift[1]
-        images = functional.pad(images, [padding] * 4)
-    item = torch.arange(count, device=device).view(-1, 1, 1, 1)
-    channel = torch.arange(channels, device=device).view(1, -1, 1, 1)
-    return images[item, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    return Moves(rows, columns, padding)
+
+
+def moved(images: torch.Tensor, moves: Moves | None, outside: int = 0) -> torch.Tensor:
+    """Images or maps [B, C, H, W] after the moves, with one value outside of them."""
+    if moves is None:
+        return images
+    if moves.padding:
+        images = functional.pad(images, [moves.padding] * 4, value=outside)
+    item = torch.arange(len(images), device=images.device).view(-1, 1, 1, 1)
+    channel = torch.arange(images.shape[1], device=images.device).view(1, -1, 1, 1)
+    return images[item, channel, moves.rows[:, None, :, None], moves.columns[:, None, None, :]]
 
 
 @torch.no_grad()
@@ -183,24 +221,31 @@ def noisy_accuracy(
 ) -> float:
     """Accuracy of the network itself, not of its smoothed version, under one noise per image.
 
+    Of label maps it is the share of the pixels that have a class.
+
     Args:
         network: Images in [0, 1] to logits; left in eval mode.
         images: uint8 [M, 3, H, W].
-        labels: int64 [M].
+        labels: int64 [M], or label maps uint8 [M, H, W].
         sigma: Std of the noise, in pixel values of [0, 1].
         seed: The noise is the same for the same seed.
         device: Where the network is.
     """
     network.eval()
     generator = torch.Generator(device).manual_seed(derived_seed(seed, "validation"))
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    for start in range(0, len(labels), _VALIDATION_BATCH):
-        part = images[start : start + _VALIDATION_BATCH].to(device).float() / 255
+    correct, seen = (torch.zeros((), dtype=torch.int64, device=device) for _ in range(2))
+    size = _VALIDATION_BATCH
+    if labels.ndim > 1:
+        size = max(1, min(size, _VALIDATION_PIXELS // labels[0].numel()))
+    for start in range(0, len(labels), size):
+        part = images[start : start + size].to(device).float() / 255
         if sigma:
             part = part + sigma * torch.randn(part.shape, generator=generator, device=device)
-        wanted = labels[start : start + _VALIDATION_BATCH].to(device)
-        correct += (network(part).argmax(1) == wanted).sum()
-    return int(correct) / len(labels)
+        wanted = labels[start : start + size].to(device).long()
+        hits, counted = right(network(part), wanted)
+        correct += hits
+        seen += counted
+    return int(correct) / max(1, int(seen))
 
 
 @contextmanager

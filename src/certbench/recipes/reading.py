@@ -28,8 +28,9 @@ class Split:
 
     Attributes:
         images: uint8 [N, 3, H, W].
-        labels: int64 [N]; -1 where an item has no label.
-        class_names: Name of each label.
+        labels: int64 [N], -1 where an item has no label; for segmentation label maps, uint8
+            [N, H, W] with 255 where a pixel has no class.
+        class_names: Name of each class of the labels or label maps.
     """
 
     images: torch.Tensor
@@ -41,13 +42,14 @@ def read_split(job: Job, index: str, split: str, limit: int | None = None) -> Sp
     """Read and decode a split of the job's dataset, with as many threads as the job has.
 
     Args:
-        job: A training job; its work names the dataset.
+        job: A training job; its work names the dataset, and the task says what labels are.
         index: Name of the input that holds the split's index.
         split: Name of the split.
         limit: Largest number of images, or None.
 
     Raises:
-        CertbenchError: The split is empty, an image cannot be decoded, or the disk is full.
+        CertbenchError: The split is empty, an image cannot be decoded, label maps are asked for and
+            there are none that fit, or the disk is full.
     """
     dataset = job.work["dataset"]
     plugin = job.plugin("dataset", dataset["plugin"])
@@ -64,12 +66,14 @@ def read_split(job: Job, index: str, split: str, limit: int | None = None) -> Sp
             where=f"dataset '{dataset['id']}'",
             remedy="choose another split, or check the dataset's folder",
         )
-    height, width, channels = items.load(0, 1).images.shape[1:]
+    task = job.work.get("task", "classification")
+    masks = task == "segmentation"
+    height, width, channels = items.load(0, 1, masks=masks).images.shape[1:]
     images = _storage((size, channels, height, width))
-    labels = np.empty(size, np.int64)
+    labels = _storage((size, height, width)) if masks else np.empty(size, np.int64)
     with job.bar(size, f"read {split}", "images") as bar:
         _fill(images, labels, opened, job.threads, bar.update)
-    return Split(torch.from_numpy(images), torch.from_numpy(labels), tuple(items.class_names))
+    return Split(torch.from_numpy(images), torch.from_numpy(labels), items.card.classes(task))
 
 
 def _fill(
@@ -85,7 +89,7 @@ def _fill(
         if not hasattr(own, "items"):
             own.items = opened()
         stop = min(start + _CHUNK, len(labels))
-        batch = own.items.load(start, stop)
+        batch = own.items.load(start, stop, masks=labels.ndim > 1)
         if batch.images.shape[1:3] != images.shape[2:]:
             raise CertbenchError(
                 f"images differ in shape: {batch.images.shape[1:3]} and {images.shape[2:]}",
@@ -93,7 +97,7 @@ def _fill(
                 remedy="use a view that fixes the shape: squash<H>x<W>, resize<S>_crop<C>",
             )
         images[start:stop] = np.moveaxis(batch.images, -1, 1)
-        labels[start:stop] = batch.labels
+        labels[start:stop] = batch.labels if batch.masks is None else batch.masks
         return stop - start
 
     with ThreadPoolExecutor(max(1, threads)) as pool:

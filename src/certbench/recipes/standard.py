@@ -1,10 +1,12 @@
-"""Ordinary training: cross-entropy on the images as they are."""
+"""Ordinary training: cross-entropy of the images, or of their pixels, as they are."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
+from certbench.params import param
 from certbench.recipes.optimisation import Optimisation
 
 if TYPE_CHECKING:
@@ -16,22 +18,30 @@ if TYPE_CHECKING:
 
 version = 1
 
+tasks = ("classification", "segmentation")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Params(Optimisation):
-    """Only the optimisation."""
+    """The optimisation and the weights of the classes."""
+
+    class_weights: tuple[float, ...] = param(
+        (), help="weight of each class in the cross-entropy ([] for equal weights)", above=0
+    )
 
 
 def train(context: TrainingContext) -> None:
     """Train the context's network on clean images."""
     from certbench.recipes.loop import fit
 
-    fit(context, batch_loss)
+    fit(context, partial(batch_loss, class_weights=context.params.class_weights))
 
 
-def batch_loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy of the clean images, and their logits."""
-    from torch.nn.functional import cross_entropy
+def batch_loss(
+    network: nn.Module, batch: Batch, class_weights: tuple[float, ...] = ()
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of the clean images or their pixels, and the logits."""
+    from certbench.recipes.objective import cross_entropy
 
     logits = network(batch.images)
-    return cross_entropy(logits, batch.labels), logits
+    return cross_entropy(logits, batch.labels, class_weights), logits

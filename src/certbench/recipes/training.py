@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from certbench.datasets.masks import IGNORE
 from certbench.errors import CertbenchError
 from certbench.job import Job
 from certbench.models.network import Network, save_model
@@ -255,7 +256,17 @@ def _plugin(job: Job, kind: str, named: dict[str, Any], where: str) -> tuple[Mod
 
 
 def _check_labels(labels: torch.Tensor, num_classes: int, where: str) -> None:
-    low, high = int(labels.min()), int(labels.max())
+    if labels.ndim > 1:
+        present = torch.zeros(256, dtype=torch.int64)
+        for part in labels.split(256):  # a copy of all label maps may not fit into memory
+            present += torch.bincount(part.flatten(), minlength=256)
+        present[IGNORE] = 0
+        values = present.nonzero().flatten()
+        if not len(values):
+            raise CertbenchError("no pixel of the training images has a class", where=where)
+        low, high = int(values[0]), int(values[-1])
+    else:
+        low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
         raise CertbenchError(
             f"labels go from {low} to {high}, but the model has {num_classes} classes",
