@@ -62,6 +62,16 @@ KINDS: dict[str, dict[str, str]] = {
         "confidence": "float64",
         "label_probability": "float64",
     },
+    # One row for each class that an image shows or is said to show, and always one for class 0,
+    # which carries the cost of the image. Pixels without a class (255) count nowhere.
+    "segmentation": {
+        "class_id": "int32",
+        "class_name": "label",
+        "intersection": "int64",
+        "predicted_pixels": "int64",
+        "label_pixels": "int64",
+        "predicted_map": "binary",
+    },
     "stats": {},
     "certificates": {
         "label": "int32",
