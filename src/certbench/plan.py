@@ -17,6 +17,7 @@ from typing import Any
 from certbench import config as configuration
 from certbench import params as parameters
 from certbench import paths
+from certbench.datasets import masks
 from certbench.definitions import BARE, CLEAN, Definitions, PluginUse, Selection, Variant
 from certbench.errors import CertbenchError, did_you_mean
 from certbench.threat import Threat
@@ -28,6 +29,7 @@ _NEEDS = {
     "tables": ("table", "rows"),
     "costs": ("table", "cost"),
     "predictions": ("predict", "rows"),
+    "segmentation": ("predict", "rows"),
     "certificates": ("decide", "rows"),
     "attacks": ("attack", "rows"),
     "attack_images": ("attack", "images"),
@@ -35,6 +37,9 @@ _NEEDS = {
     "training": ("model", "training"),
     "index": ("prepare", "index"),
 }
+
+# What rows a model's answers are depends on its task.
+_ANSWERS = {"classification": "predictions", "segmentation": "segmentation"}
 
 
 @dataclass(frozen=True)
@@ -203,6 +208,7 @@ class _Planner:
         entry = self.defined.definition("models", name, where)
         spot = f"models.{name}"
         builder = self.defined.plugin(f"{spot}.builder", "model", entry["builder"])
+        _check_task(builder, entry["task"], f"config: {spot}")
         if ("recipe" in entry) == ("source" in entry):
             raise CertbenchError(
                 "a model has either a recipe (it is trained) or a source (it is fetched)",
@@ -233,10 +239,12 @@ class _Planner:
                 remedy="name the dataset, split and view it is trained on",
             )
         recipe = self.defined.plugin(f"{spot}.recipe", "recipe", entry["recipe"])
+        _check_task(recipe, entry["task"], f"config: {spot}")
         on = entry["train_on"]
         chosen = self.defined.split_of(
             on["dataset"], on["split"], on["view"], f"config: {spot}.train_on"
         )
+        _check_labels(chosen.dataset, entry["task"], f"config: {spot}.train_on.dataset")
         inputs: dict[str, str] = {}
         if on["val_split"] is not None:
             val = self.defined.split_of(
@@ -295,6 +303,7 @@ class _Planner:
             for j, model_name in enumerate(entry["models"]):
                 model = self._model(model_name, f"{where}.models[{j}]")
                 jobs["model"].append(model)
+                self._check_experiment(entry, model, selection, f"{where}.models[{j}]")
                 combo = {"dataset": selection.dataset.id, "model": model_name}
                 for variant in variants:
                     at = {**combo, "variant": variant}
@@ -318,6 +327,21 @@ class _Planner:
         jobs = {rule: _unique(found) for rule, found in jobs.items()}
         self._summaries(name, entry, variants, jobs)
         self.plan.experiments[name] = jobs
+
+    def _check_experiment(
+        self, entry: Mapping[str, Any], model: PlannedJob, selection: Selection, where: str
+    ) -> None:
+        """Refuse a model that does not do what the experiment is about."""
+        task = model.work["task"]
+        if task != entry["task"]:
+            raise CertbenchError(
+                f"model '{model.key[0]}' does {task}, the experiment is about {entry['task']}",
+                where=where,
+                remedy=f"set the experiment's task: {task}, or choose other models",
+            )
+        _check_labels(selection.dataset, task, where)
+        if entry["attacks"] or any(defense != BARE for defense in entry["defenses"]):
+            _only_classified(model, where)
 
     def _common(self, selection: Selection, variant: Variant, model: PlannedJob) -> dict[str, Any]:
         return {
@@ -355,6 +379,7 @@ class _Planner:
     def _attack_images(self, selection: Selection, source: Any, where: str) -> list[str]:
         """The image files of the attack that an adversarial step names (planned if need be)."""
         model = self._model(source.model, f"{where}.model")
+        _only_classified(model, f"{where}.model")
         defense = (
             None
             if source.defense == BARE
@@ -510,8 +535,11 @@ class _Planner:
             "variants": [variant.block() for variant in variants],
             "plugins": list(self.extra),
         }
+        answers: dict[str, list[str]] = {kind: [] for kind in _ANSWERS.values()}
+        for job in jobs["predict"]:
+            answers[_ANSWERS[job.work["task"]]].append(job.outputs["rows"])
         inputs = {
-            "predictions": rows("predict"),
+            **answers,
             "certificates": rows("decide"),
             "attacks": rows("attack"),
             "audit": audit.outputs["rows"],
@@ -570,6 +598,7 @@ class _Planner:
             for experiment in experiments
             for job in self.plan.experiments[experiment][rule]
             if output in job.outputs
+            and (need not in _ANSWERS.values() or need == _ANSWERS[job.work["task"]])
         ]
         return list(dict.fromkeys(files))
 
@@ -626,6 +655,39 @@ class _Planner:
 
 def _unique(jobs: list[PlannedJob]) -> list[PlannedJob]:
     return list({(job.rule, job.key): job for job in jobs}.values())
+
+
+def _check_task(use: PluginUse, task: str, where: str) -> None:
+    """Refuse a builder or recipe that does not know the model's task."""
+    known = getattr(use.module, "tasks", ("classification",))
+    if task not in known:
+        raise CertbenchError(
+            f"{'builder' if use.kind == 'model' else use.kind} '{use.name}' does not do {task}",
+            where=where,
+            remedy=f"it does {', '.join(known)}: set the model's task, or choose another",
+        )
+
+
+def _check_labels(dataset: PluginUse, task: str, where: str) -> None:
+    """Refuse a dataset that has no label maps where pixels are classified."""
+    if task == "segmentation" and not masks.served(dataset.module, dataset.params):
+        raise CertbenchError(
+            f"dataset '{dataset.id}' (type {dataset.name}) has no label maps",
+            where=where,
+            remedy="segmentation needs them: use streets, or parquet with a mask column",
+        )
+
+
+def _only_classified(model: PlannedJob, where: str) -> None:
+    """Refuse to certify or attack what is not a classifier of images."""
+    if model.work["task"] != "classification":
+        raise CertbenchError(
+            f"model '{model.key[0]}' does {model.work['task']}, which is not certified or attacked "
+            "yet",
+            where=where,
+            remedy="leave out defenses and attacks where this model is, "
+            "or measure it in an experiment of its own",
+        )
 
 
 def _excluded(entry: Mapping[str, Any], at: Mapping[str, Any]) -> bool:

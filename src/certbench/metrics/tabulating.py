@@ -293,6 +293,7 @@ def cost_rows(experiment: str, inputs: Mapping[str, Sequence[Any]]) -> list[dict
     stages = {
         "training": "train",
         "predictions": "predict",
+        "segmentation": "predict",
         "certificates": "decide",
         "attacks": "attack",
     }
