@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from certbench.attacks.protocol import Work
     from certbench.attacks.target import Target
 
-version = 1
+version = 2
 
 #: ``best_loss``, ``best_step`` and ``final_step`` (as a share of epsilon) are of the image's last
 #: run.

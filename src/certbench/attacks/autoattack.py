@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from certbench.attacks.protocol import Work
     from certbench.attacks.shard import Step
 
-version = 1
+version = 2
 
 EXTRA: dict[str, str] = {"distance": "float64"}
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from certbench.attacks.protocol import Work
     from certbench.attacks.target import Target
 
-version = 1
+version = 2
 
 #: ``distance`` is the norm of the smallest misclassified perturbation met, inside the ball or not,
 #: and infinite where there was none.

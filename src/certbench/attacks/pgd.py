@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from certbench.attacks.protocol import Work
     from certbench.attacks.target import Target
 
-version = 1
+version = 2
 
 columns: dict[str, str] = dict(COLUMNS)
 
@@ -37,6 +37,12 @@ class Params(ball.Ball):
     step_size: float = param(0.25, help="step length as a share of epsilon", above=0, maximum=2)
     restarts: int = param(5, help="runs, each on the images still correct", minimum=1)
     loss: str = param("ce", help="loss to maximise", choices=("ce", "dlr", "margin"))
+    schedule: str = param(
+        "constant",
+        help="stepped: full steps for 60 % of the run, then 0.4 and 0.08 of them, for objectives "
+        "that draw anew at every step",
+        choices=("constant", "stepped"),
+    )
     random_start: bool = param(True, help="start at a random point of the ball")
     judge_every: int = param(
         10, help="steps between calls of a prediction rule that is not the argmax", minimum=1
@@ -111,11 +117,12 @@ def _climb(
         spare = noise.normal(own, "pgd.spare", (restart,), tuple(x.shape[1:])).to(x.device)
     for step in range(params.steps + 1):
         last = step == params.steps
+        target.at_step(restart, step, last or step % params.judge_every == 0)
         if last:
             logits = target.scores(point, rows)
         else:
             logits, _, slope = target.gradient(point, y, loss, rows)
-        margin = losses.margin(logits, y)
+        margin = target.margin(logits, y)
         if step == 0:
             # DLR is constant where the true class has fallen to the third place; that is no mask.
             flat = (slope == 0).flatten(1).all(1) & (margin >= 0)
@@ -126,7 +133,8 @@ def _climb(
         ledger.record(rows, fresh, point, margin, step, restart)
         if last:
             break
-        point = project(point + _ascend(slope, spare, params), x, norm, epsilon)
+        move = step_share(params, step) * _ascend(slope, spare, params)
+        point = project(point + move, x, norm, epsilon)
         if step % _COMPACT_EVERY == _COMPACT_EVERY - 1:
             keep = (~ledger.broken[rows]).nonzero().flatten()
             if not len(keep):
@@ -134,6 +142,14 @@ def _climb(
             if len(keep) < len(rows):
                 rows, x, y, point = rows[keep], x[keep], y[keep], point[keep]
                 spare = spare[keep] if spare is not None else None
+
+
+def step_share(params: Params, step: int) -> float:
+    """Share of the full step length at a step, from 0."""
+    if params.schedule == "constant":
+        return 1.0
+    done = step / params.steps
+    return 1.0 if done < 0.6 else 0.4 if done < 0.9 else 0.08
 
 
 def _ascend(slope: torch.Tensor, spare: torch.Tensor | None, params: Params) -> torch.Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,13 +51,17 @@ class AttackWork:
     tick: Callable[[int, int], None]
     exact: bool = False
     artifact: Any = None
+    scores: Any = None
+    attacked: str = ""
+    judged_by: str = ""
+    objectives: Mapping[str, Any] = field(default_factory=dict)
 
 
 def surface_of(job: Job, model: Any, num_classes: int, seed: int) -> Surface:
     """What the attack climbs and what judges it: the bare model, or the job's defence."""
     block = job.work["defense"]
     if block["id"] == "none":
-        return Surface(logits=model, judge=None)
+        return Surface(logits=model, judge=None, attacked="base", judged_by="argmax")
     module = job.plugin("certifier", block["name"])
     return module.attack_surface(
         SurfaceWork(
@@ -111,6 +116,10 @@ def run(job: Job) -> None:
             tick=lambda done, total: bar.update(done - bar.done),
             exact=exact,
             artifact=job.inputs.get("artifact"),
+            scores=surface.scores,
+            attacked=surface.attacked,
+            judged_by=surface.judged_by,
+            objectives=surface.objectives,
         )
         columns = dict(module.attack(attack_work))
         adversarial = np.asarray(columns.pop("x_adv"), np.float32)
@@ -118,7 +127,7 @@ def run(job: Job) -> None:
         if surface.confirm is not None:
             _confirm(columns, surface.confirm, adversarial, batch, attack_work)
         checks = _checks(attack_work, columns, int(work.get("checks", 0)))
-        _write(job, module, params, columns, adversarial, batch, images, spent, checks)
+        _write(job, module, params, columns, adversarial, batch, images, spent, checks, attack_work)
         progress.clear()
 
 
@@ -170,8 +179,12 @@ def _checks(work: AttackWork, columns: dict, limit: int) -> list[dict[str, Any]]
     return [check.row() for check in checks.examine(work, columns, limit=limit)]
 
 
-def _write(job, module, params, columns, adversarial, batch, images, spent, checks) -> None:
+def _write(job, module, params, columns, adversarial, batch, images, spent, checks, work) -> None:
     threat = as_threat(module.threat(params))
+    # An attack from elsewhere may say nothing of itself; what it was given is known.
+    for name, text in (("attacked", work.attacked), ("judged_by", work.judged_by)):
+        columns.setdefault(name, np.full(len(adversarial), text or None, object))
+    columns.setdefault("knowledge", np.full(len(adversarial), "not stated"))
     delta = (adversarial - images.numpy()).astype(np.float64).reshape(len(adversarial), -1)
     columns |= {
         "label": batch.labels,

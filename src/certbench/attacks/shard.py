@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from typing import Protocol as TypingProtocol
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ def require_input(work: Work, gradients: bool) -> None:
             missing.
     """
     params = work.params
-    if not params.epsilon > 0:
+    if hasattr(params, "epsilon") and not params.epsilon > 0:
         raise CertbenchError(
             f"is {params.epsilon}", where="attack: epsilon", remedy="give a radius above 0"
         )
@@ -95,7 +96,56 @@ def scores_of(work: Work) -> Callable[..., torch.Tensor] | None:
     return getattr(work, "scores", None) or work.logits
 
 
-def target_of(work: Work, rows: np.ndarray, gradients: bool, params: Any) -> Target:
+def objectives_of(work: Work) -> dict[str, Callable[..., torch.Tensor]]:
+    """The surrogates that the target offers by name; a bare model is its own."""
+    offered = dict(getattr(work, "objectives", {}))
+    if not offered and work.logits is not None:
+        offered = {attacked_name(work): work.logits}
+    return offered
+
+
+def attacked_name(work: Work) -> str:
+    """Name of the objective that attacks climb where they name none."""
+    return getattr(work, "attacked", "") or "base"
+
+
+def told(work: Work, steps: Sequence[Step]) -> dict[str, str]:
+    """What a row says of the attack: what was attacked, who judged, and what the attacker knew.
+
+    Args:
+        work: The shard.
+        steps: The attacks.
+
+    Returns:
+        ``attacked``, ``judged_by``, ``knowledge``; several entries are joined by " + ".
+    """
+    names, known = [], []
+    for step in steps:
+        name = step.objective or attacked_name(work)
+        function = (
+            objectives_of(work)[step.objective]
+            if step.objective
+            else (work.logits if step.gradients else scores_of(work))
+        )
+        own = getattr(function, "attacked", "")
+        names.append(own or name)
+        stated = getattr(function, "knowledge", "")
+        if stated or not step.gradients:
+            known.append(stated or "scores")
+        else:
+            bare = work.judge is None or name != "base"
+            known.append("gradients" if bare else "gradients of the base model")
+    return {
+        "attacked": " + ".join(dict.fromkeys(names)),
+        "judged_by": getattr(work, "judged_by", "")
+        or ("argmax" if work.judge is None else "the prediction rule"),
+        "knowledge": " + ".join(dict.fromkeys(known)),
+    }
+
+
+def target_of(
+    work: Work, rows: np.ndarray, gradients: bool, params: Any, objective: str = ""
+) -> Target:
     """The target of one batch.
 
     Args:
@@ -103,8 +153,11 @@ def target_of(work: Work, rows: np.ndarray, gradients: bool, params: Any) -> Tar
         rows: int64 [n], images of the batch.
         gradients: Whether the attack needs gradients.
         params: Parameters of the attack, for the judge's schedule.
+        objective: Which surrogate of the defence is climbed (default, the work's own).
     """
     function = work.logits if gradients else scores_of(work)
+    if objective:
+        function = objectives_of(work)[objective]
     assert function is not None  # require_input has refused it
     return Target(
         function,
@@ -184,12 +237,39 @@ class Step:
         params: Parameters of the attack; norm and epsilon are those of the suite.
         run: (target, x, y, params, seeds) -> outcome, called with correctly classified images.
         gradients: Whether it needs gradients.
+        objective: Which surrogate of the defence it climbs (default, the work's own).
     """
 
     name: str
     params: Any
     run: Callable[[Target, torch.Tensor, torch.Tensor, Any, np.ndarray], AttackOutcome]
     gradients: bool = True
+    objective: str = ""
+
+
+class Region(TypingProtocol):
+    """The points an attack may reach, where they are no ball."""
+
+    def require(self, points: torch.Tensor, x: torch.Tensor, items: np.ndarray) -> None:
+        """Raise :class:`certbench.attacks.geometry.GeometryError` for a point outside."""
+
+    def quantise(self, points: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The points as 8-bit images, uint8, and whether these are inside, bool [N]."""
+
+
+class BallRegion:
+    """Ball and box of an attack's parameters (``norm``, ``epsilon``)."""
+
+    def __init__(self, params: Any):
+        self.norm, self.epsilon = params.norm, params.epsilon
+
+    def require(self, points: torch.Tensor, x: torch.Tensor, items: np.ndarray) -> None:
+        """See :func:`certbench.attacks.geometry.require_feasible`."""
+        geometry.require_feasible(points, x, self.norm, self.epsilon, items)
+
+    def quantise(self, points: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :func:`certbench.attacks.geometry.quantise`."""
+        return geometry.quantise(points, x, self.norm, self.epsilon)
 
 
 def attack_shard(
@@ -200,6 +280,7 @@ def attack_shard(
     individual: bool = False,
     randomised_ok: bool = False,
     model_bits: int = 0,
+    region: Region | None = None,
 ) -> dict[str, np.ndarray]:
     """Run attacks over all images of a shard, one attack after the other.
 
@@ -213,6 +294,7 @@ def attack_shard(
         individual: Every attack sees every clean-correct image.
         randomised_ok: Whether the attacks are made for randomised models.
         model_bits: Flags to set on every row.
+        region: Where the points must lie (default, the ball of the work's parameters).
 
     Returns:
         Columns, each [N], and ``x_adv`` float32 [N, C, H, W]. ``n_forward`` is the attacks'
@@ -229,7 +311,7 @@ def attack_shard(
     if not total:
         raise CertbenchError("there are no images to attack", where="attack")
     seeds = noise.image_seeds(work.seed64, work.item_index)
-    board = Board(work, extra or {})
+    board = Board(work, extra or {}, region or BallRegion(work.params))
     state = work.progress.load() if work.progress is not None else None
     phase, done, queue = (-1, 0, np.arange(total)) if state is None else board.restore(state)
     if state is None:
@@ -241,7 +323,7 @@ def attack_shard(
                 board.look(target_of(work, part, gradients, work.params), part)
             else:
                 step = steps[phase]
-                target = target_of(work, part, step.gradients, step.params)
+                target = target_of(work, part, step.gradients, step.params, step.objective)
                 if target.logits is work.logits or work.logits is None:
                     target.clean_logits = board.clean_logits[part]
                 x, y = work.images[part], work.labels[part]
@@ -257,7 +339,8 @@ def attack_shard(
             break
         queue = board.correct_rows() if individual else board.alive_rows()
     work.tick(total, total)
-    return board.columns()
+    said = {name: np.full(total, text) for name, text in told(work, steps).items()}
+    return {**said, **board.columns()}
 
 
 class Board:
@@ -269,11 +352,13 @@ class Board:
     Args:
         work: The shard.
         extra: Columns that the attacks add, and their type names.
+        region: Where adversarial points must lie.
     """
 
-    def __init__(self, work: Work, extra: Mapping[str, str]):
+    def __init__(self, work: Work, extra: Mapping[str, str], region: Region):
         count = len(work.images)
         self.work = work
+        self.region = region
         self.model_bits = 0
         self.x_adv = work.images.clone()
         self.clean_logits = torch.zeros(count, work.num_classes, device=work.images.device)
@@ -288,8 +373,8 @@ class Board:
         self.iterations = np.full(count, -1, dtype=np.int64)
         self.restart = np.full(count, -1, dtype=np.int64)
         self.flags = np.zeros(count, dtype=np.int64)
-        self.first = np.full(count, "", dtype="<U16")
-        self.broken_by = np.full(count, "", dtype="<U96")
+        self.first = np.full(count, "", dtype="<U32")
+        self.broken_by = np.full(count, "", dtype="<U192")
         self.survives = np.zeros(count, dtype=bool)
         self.extra = {
             name: np.full(count, np.nan) if kind == "float64" else np.full(count, -1, np.int64)
@@ -314,7 +399,7 @@ class Board:
         self.clean_logits[rows] = logits.to(self.clean_logits.dtype)
         self.clean_pred[rows] = self.adv_pred[rows] = _numpy(labels)
         self.correct[rows] = self.alive[rows] = _numpy(labels == y)
-        self.margin_clean[rows] = self.margin_final[rows] = _numpy(losses.margin(logits, y))
+        self.margin_clean[rows] = self.margin_final[rows] = _numpy(target.margin(logits, y))
         self.n_forward[rows] += _numpy(target.n_forward)
 
     def add(self, name: str, rows: np.ndarray, outcome: AttackOutcome, target: Target) -> None:
@@ -342,15 +427,14 @@ class Board:
         won = outcome.broken.nonzero().flatten()
         if not len(won):
             return
-        params = self.work.params
         hit = rows[_numpy(won)]
         points, x, y = outcome.x_adv[won], self.work.images[hit], self.work.labels[hit]
         items = np.asarray(self.work.item_index)[hit]
-        geometry.require_feasible(points, x, params.norm, params.epsilon, items)
+        self.region.require(points, x, items)
         before = target.n_forward.clone()
         labels = target.labels(points, won)
         sure = target.is_broken(labels, y)
-        stored, inside = geometry.quantise(points, x, params.norm, params.epsilon)
+        stored, inside = self.region.quantise(points, x)
         survives = inside & target.is_broken(target.labels(stored.float() / 255.0, won), y)
         self.n_forward[rows] += _numpy(target.n_forward - before)
         confirmed = _numpy(sure)

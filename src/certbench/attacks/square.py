@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from certbench.attacks.protocol import Work
     from certbench.attacks.target import Target
 
-version = 1
+version = 2
 
 columns: dict[str, str] = dict(COLUMNS)
 
@@ -128,7 +128,6 @@ def _search(
 
     from certbench.attacks import noise
     from certbench.attacks.geometry import per_image
-    from certbench.attacks.losses import margin
 
     x, y, own = x[rows], y[rows], seeds[rows.cpu().numpy()]
     channels, height, width = x.shape[1:]
@@ -149,7 +148,7 @@ def _search(
             side = window_side(query, params, height, width)
             candidate = propose(best, x, side, drawn[:, query % _BLOCK], params.epsilon)
         logits = target.scores(candidate, rows)
-        margins = margin(logits, y)
+        margins = target.margin(logits, y)
         better = margins < least
         if target.judge is None:
             better |= margins <= 0

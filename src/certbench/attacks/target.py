@@ -8,11 +8,12 @@ counted per image.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 
-from certbench.attacks.losses import Loss
+from certbench.attacks.losses import Loss, margin
 from certbench.attacks.outcome import ABSTAIN, AttackOutcome, Ledger
 from certbench.errors import CertbenchError
 
@@ -112,8 +113,7 @@ class Target:
         for _ in range(draws):
             point = x.detach().requires_grad_(True)
             with torch.enable_grad():
-                logits = self._call(self.logits, point, rows)
-                value = loss(logits, y, wanted)
+                logits, value = self._climbed(point, y, loss, rows, wanted)
             self._require_gradient(value)
             (slope,) = torch.autograd.grad(value.sum(), point, allow_unused=True)
             if slope is None:
@@ -125,6 +125,42 @@ class Target:
         self._count(self.n_backward, rows, draws * _passes(self.logits))
         self._note_finite(logits, rows)
         return logits, value, slope
+
+    def _climbed(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        loss: Loss,
+        rows: torch.Tensor | None,
+        wanted: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [n, K] and loss [n]; an objective of several passes makes the loss itself."""
+        objective: Any = self.logits
+        if not hasattr(objective, "per_pass"):
+            logits = self._call(objective, x, rows)
+            return logits, loss(logits, y, wanted)
+        passes = self._call(objective.per_pass, x, rows)
+        return passes.mean(1), objective.loss(passes, y, loss, wanted)
+
+    def margin(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """How far the logits [n, K] are from an error: [n], positive while correct.
+
+        An objective of votes has its own margin; all others have that of the logits.
+        """
+        own = getattr(self.logits, "vote_margin", None)
+        return margin(logits, y) if own is None else own(logits, y)
+
+    def at_step(self, restart: int, step: int, check: bool) -> None:
+        """Tell an objective that draws anew at every step where the attack is.
+
+        Args:
+            restart: Run of the attack.
+            step: Step in the run, from 0.
+            check: Whether the step is one at which all of a defence's views are looked at.
+        """
+        tell = getattr(self.logits, "at_step", None)
+        if tell is not None:
+            tell(restart, step, check)
 
     def jacobian(
         self, x: torch.Tensor, rows: torch.Tensor | None = None
@@ -163,7 +199,7 @@ class Target:
             return (self.scores(x, rows) if logits is None else logits).argmax(1)
         with torch.no_grad():
             labels = self._call(self.judge, x, rows)
-        self._count(self.n_forward, rows, _passes(self.judge))
+        self._count(self.n_forward, rows, _spent(self.judge, labels))
         return labels.to(torch.int64)
 
     def is_broken(self, labels: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -235,6 +271,8 @@ class Target:
     ) -> torch.Tensor:
         count = len(x)
         padding = 0 if self.pad_to is None else max(self.pad_to - count, 0)
+        if getattr(function, "own_batches", False):
+            padding = 0
         if padding:
             x = torch.cat([x, x[:1].detach().expand(padding, *x.shape[1:])])
         if not getattr(function, "needs_items", False):
@@ -245,7 +283,9 @@ class Target:
         items = np.concatenate([items, np.repeat(items[:1], padding)]) if padding else items
         return function(x, items=items)[:count]
 
-    def _count(self, counter: torch.Tensor, rows: torch.Tensor | None, passes: int) -> None:
+    def _count(
+        self, counter: torch.Tensor, rows: torch.Tensor | None, passes: int | torch.Tensor
+    ) -> None:
         if rows is None:
             counter += passes
         else:
@@ -261,3 +301,11 @@ class Target:
 
 def _passes(function: Callable) -> int:
     return int(getattr(function, "passes", 1))
+
+
+def _spent(judge: Callable, labels: torch.Tensor) -> int | torch.Tensor:
+    """Passes of the judge's last call: one number, or one per image where it stops early."""
+    spent = getattr(judge, "spent", None)
+    if spent is None:
+        return _passes(judge)
+    return torch.as_tensor(np.asarray(spent)[: len(labels)], device=labels.device)

@@ -347,9 +347,11 @@ def attack_surface(work: SurfaceWork) -> Surface:
     defence = MaskedDefence(work)
     singles, pairs = int(work.params["attack_masks"]), int(work.params["attack_pairs"])
     expectation = masked.Expectation(defence, singles, pairs, seed64=work.seed64)
+    votes = masked.VoteScores(defence)
     return Surface(
         logits=expectation,
         judge=Judge(defence),
+        scores=votes,
         judged_by=f"{work.params['engine']} masking, {work.params['masks']} masks a side for "
         f"{work.params['patch_size']} pixels",
         attacked="expectation",
@@ -358,7 +360,7 @@ def attack_surface(work: SurfaceWork) -> Surface:
             "expectation": expectation,
             "unanimity": masked.Unanimity(defence, seed64=work.seed64),
             "coherent": masked.Coherent(defence, singles, seed64=work.seed64),
-            "votes": masked.VoteScores(defence),
+            "votes": votes,
         },
     )
 
@@ -402,13 +404,23 @@ class MaskedDefence:
 
     def logits(self, x: Any, masks_: Any) -> Any:
         """Logits [n, m, K] of images [n, C, H, W] under ``masks_``, int64 [n, m, 2]."""
+        import torch
+
         from certbench.certify.masked_prediction import blank
 
         _, blanked, fill, _ = self._of(x.shape[1:])
         covered = blanked[masks_[..., 0]] | blanked[masks_[..., 1]]
         n, m = covered.shape[:2]
-        seen = blank(x.unsqueeze(1), covered, fill)
-        return self.network(seen.flatten(0, 1)).unflatten(0, (n, m))
+        if torch.is_grad_enabled():
+            seen = blank(x.unsqueeze(1), covered, fill)
+            return self.network(seen.flatten(0, 1)).unflatten(0, (n, m))
+        # Without a graph memory is bounded: as many images at a time as fill one pass.
+        step = max(1, self.work.batch_size // m)
+        parts = [
+            self.network(blank(x[i : i + step, None], covered[i : i + step], fill).flatten(0, 1))
+            for i in range(0, n, step)
+        ]
+        return torch.cat(parts).unflatten(0, (n, m))
 
 
 class Judge:

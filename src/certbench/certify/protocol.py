@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,8 +102,17 @@ class Surface:
             may state ``needs_items`` and ``passes`` (see :mod:`certbench.attacks.protocol`).
         confirm: The same rule with random numbers that no attack has seen, called once with
             ``items=`` on what looks broken; None for deterministic rules.
+        scores: Objective of attacks that need no gradients; None means ``logits``.
+        attacked: Name of the objective ``logits``, as rows tell it.
+        judged_by: The prediction rule with its settings, as rows tell it.
+        objectives: Every surrogate of the defence by name, for attacks that try them all; ``base``
+            is the model without its defence.
     """
 
     logits: Callable[..., Any] | None
     judge: Callable[..., Any] | None
     confirm: Callable[..., Any] | None = None
+    scores: Callable[..., Any] | None = None
+    attacked: str = "defence"
+    judged_by: str = ""
+    objectives: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
