@@ -1,6 +1,9 @@
 """What the other figures draw, against the rows they were given."""
 
+from types import SimpleNamespace
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from certbench.figures import (
@@ -39,9 +42,10 @@ def test_bars_of_an_audit_are_its_counts(data):
 def test_shift_has_a_panel_for_the_bare_models_and_one_for_each_radius(data):
     figure = _draw(shift, data, radii=(0.0, 0.25, 0.5))
     titles = _titles(figure)
-    assert len(figure.axes) == 4
+    assert len(figure.axes) == 5
     assert titles[0].startswith("Accuracy of the bare model")
     assert titles[3].startswith("Certified at radius 0.5")
+    assert titles[4].startswith("Abstains")
 
 
 def test_shift_puts_clean_first_and_the_hardest_last(data):
@@ -51,6 +55,50 @@ def test_shift_puts_clean_first_and_the_hardest_last(data):
     hardest = rows.drop("clean").idxmin().split("-")[0].replace("_", " ")
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names[0] == "clean" and names[-1] == hardest
+
+
+def _severities():
+    """Numbers of a bare and a defended model, two types of corruption, severities not monotone."""
+    from certbench.metrics.tabulating import COLUMNS
+
+    base = {"dataset": "d", "split": "test", "view": "v", "model": "m", "n": 10}
+    measures = (
+        (None, "accuracy", None, 0.0),
+        ("smoothing", "certified_accuracy", 0.0, 0.1),
+        ("smoothing", "certified_accuracy", 0.5, 0.3),
+        ("smoothing", "abstain_rate", None, 0.5),
+    )
+    rows = []
+    for defense, metric, parameter, less in measures:
+        rows.append({"variant_id": "clean", "value": 0.95 - less})
+        for kind in ("snow", "brightness"):
+            for severity, value in ((1, 0.8), (3, 0.9), (5, 0.6)):
+                rows.append({"variant_id": f"{kind}-{severity}", "value": value - less})
+                rows[-1] |= {"corruption": kind, "severity": float(severity)}
+                rows[-1] |= {"severity_table": "tiny64"}
+        for row in rows[-7:]:
+            row |= {"defense": defense, "metric": metric, "parameter": parameter}
+    table = pd.DataFrame([{**dict.fromkeys(COLUMNS), **base, **row} for row in rows])
+    return SimpleNamespace(tables=table, looks=style.Looks(["m"], ["smoothing"]))
+
+
+def test_curves_over_severity_hold_every_measure_and_begin_at_the_clean_images():
+    figure = _draw(shift, _severities())
+    small = {axes.get_title(loc="left"): axes for host in figure.axes for axes in host.child_axes}
+    assert list(small) == ["snow", "brightness"]
+    for axes in small.values():
+        lines = [line.get_xydata().tolist() for line in axes.lines]
+        # Bare, right and not abstaining, certified to 0.5, abstaining.
+        assert lines == [
+            [[0, pytest.approx(0.95 - d)]]
+            + [[s, pytest.approx(v - d)] for s, v in ((1, 0.8), (3, 0.9), (5, 0.6))]
+            for d in (0.0, 0.1, 0.3, 0.5)
+        ]
+
+
+def test_curves_can_be_left_out_and_need_several_severities(data):
+    assert not any(axes.child_axes for axes in _draw(shift, _severities(), curves=False).axes)
+    assert not any(axes.child_axes for axes in _draw(shift, data).axes)
 
 
 def test_an_attack_summary_spans_from_proven_to_not_broken(data):

@@ -55,7 +55,18 @@ CONFIG: dict[str, Any] = {
             "severity_table": "cifar32",
         }
     },
-    "metrics": [{"type": "accuracy"}, {"type": "certified"}, {"type": "attacked"}, {"type": "gap"}],
+    "metrics": [
+        {"type": "accuracy"},
+        {"type": "certified"},
+        {"type": "attacked"},
+        {"type": "gap"},
+        {
+            "type": "corruption",
+            "types": ["fog", "contrast", "gaussian_noise"],
+            "severities": [3],
+            "references": ["plain"],
+        },
+    ],
     "figures": {
         name.replace("_", "-"): {"type": name, "caption": f"Caption of {name}."}
         for name in (

@@ -130,7 +130,7 @@ def page(found: Sources) -> str:
 
 def context(found: Sources) -> dict[str, Any]:
     """Everything the template shows, computed."""
-    from certbench.report import crosstable, details, findings, remarks
+    from certbench.report import crosstable, details, findings, remarks, shift
     from certbench.report.numbers import Numbers
 
     numbers = Numbers(found.tables)
@@ -150,6 +150,7 @@ def context(found: Sources) -> dict[str, Any]:
         "checks": checks,
         "alarms": sum(check["alarm"] for check in checks),
         "certificates": details.certificates(found, numbers),
+        "shift": shift.build(found),
         "figures": _figures(found),
         "datasets": found.datasets,
         "models": details.models(found, numbers),

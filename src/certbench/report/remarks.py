@@ -41,6 +41,11 @@ GLOSSARY = {
     "certificates may fail; more is a bug in the certificate, the attack or the units.",
     "gap": "Share of unknown images: robust accuracy less certified accuracy at the same budget.",
     "unsettled share": "Unknown images as a share of those not proven.",
+    "mCE": "Mean corruption error: errors at all severities of a type over those of a bare "
+    "reference model, in percent, averaged over the types of a complete set (Hendrycks and "
+    "Dietterich, ICLR 2019). Relative mCE takes the errors that corruption adds.",
+    "rPC": "Relative performance under corruption: the mean over types and severities (mPC) as a "
+    "share of the clean images' value.",
     "95% interval": "Exact binomial (Clopper-Pearson) interval over the choice of images, not over "
     "training.",
     "passes": "Forward passes of the model for one certificate; the bare model answers with one.",
