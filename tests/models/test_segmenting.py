@@ -1,0 +1,92 @@
+"""Counts of pixels per image and class, and the rows they become."""
+
+import numpy as np
+import pytest
+import torch
+
+from certbench.errors import CertbenchError
+from certbench.models import segmenting, small_unet
+from certbench.models.network import Network, folded, guard_logits
+
+NAMES = ("road", "sky", "car", "person")
+
+
+def maps(seed, n=5):
+    rng = np.random.default_rng(seed)
+    wanted = rng.integers(0, 4, (n, 7, 9)).astype(np.uint8)
+    wanted[rng.random(wanted.shape) < 0.3] = 255
+    wanted[1] = 255
+    return rng.integers(0, 4, wanted.shape), wanted
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_counts_are_those_of_a_loop_over_pixels(seed):
+    predicted, wanted = maps(seed)
+    found = segmenting.class_counts(torch.from_numpy(predicted), torch.from_numpy(wanted), 4)
+    expected = np.zeros((5, 3, 4), int)
+    for i, y, x in np.ndindex(wanted.shape):
+        label, said = wanted[i, y, x], predicted[i, y, x]
+        if label != 255:
+            expected[i, 0, label] += label == said
+            expected[i, 1, said] += 1
+            expected[i, 2, label] += 1
+    np.testing.assert_array_equal(found.numpy(), expected)
+
+
+def test_rows_keep_all_counts_and_each_item_has_its_cost_once():
+    predicted, wanted = maps(0)
+    wanted[wanted == 3] = 255
+    predicted[predicted == 3] = 0
+    counts = segmenting.class_counts(torch.from_numpy(predicted), torch.from_numpy(wanted), 4)
+    columns = {
+        "item_id": np.array([f"a/{i}" for i in range(5)], object),
+        "item_index": np.arange(5, dtype=np.uint32),
+        "n_forward": np.ones(5, np.int64),
+        "predicted_map": np.array([b"png", None, None, None, None], object),
+    }
+    keys = {"task": "segmentation", "dataset": "d", "variant_id": "clean", "model": "m", "seed": 0}
+    frame = segmenting.table(counts.numpy(), NAMES, columns, keys).to_pandas()
+    assert set(frame["class_id"]) == {0, 1, 2}
+    assert frame["item_id"].nunique() == 5 and len(frame) == 4 * 3 + 1
+    for i, column in enumerate(("intersection", "predicted_pixels", "label_pixels")):
+        sums = frame.groupby("class_id")[column].sum().to_numpy()
+        np.testing.assert_array_equal(sums, counts[:, i, :3].sum(0).numpy())
+    assert frame["n_forward"].sum() == 5
+    assert (frame["n_forward"].notna() == (frame["class_id"] == 0)).all()
+    assert frame["predicted_map"].notna().sum() == 1
+
+
+def test_the_network_gives_logits_as_large_as_the_image_and_stays_small():
+    net = small_unet.build(small_unet.Params(), 10)
+    assert sum(p.numel() for p in net.parameters()) <= 1_000_000
+    network = Network(net, (0.4, 0.4, 0.4), (0.3, 0.3, 0.3), 10).eval()
+    with torch.inference_mode():
+        for size in ((64, 128), (33, 57), (16, 16)):
+            logits = network(torch.rand(2, 3, *size))
+            assert logits.shape == (2, 10, *size) and logits.dtype == torch.float32
+            assert guard_logits(logits, "m", 10, size) is logits
+
+
+def test_folding_keeps_the_logits_of_every_pixel():
+    torch.manual_seed(0)
+    network = Network(small_unet.build(small_unet.Params(width=4), 3), (0.4,) * 3, (0.2,) * 3, 3)
+    network.train()
+    images = torch.rand(4, 3, 24, 40)
+    network(images)  # batch normalisation gets statistics of its own
+    network.eval()
+    with torch.inference_mode():
+        difference = (folded(network)(images) - network(images)).abs().max()
+    assert difference < 1e-4
+
+
+def test_logits_that_are_no_map_of_the_image_are_refused():
+    with pytest.raises(CertbenchError, match=r"shape \(2, 3\), expected \[N, 3, 4, 5\]"):
+        guard_logits(torch.zeros(2, 3), "m", 3, (4, 5))
+    with pytest.raises(CertbenchError, match=r"expected \[N, 3, 4, 5\]"):
+        guard_logits(torch.zeros(2, 3, 5, 4), "m", 3, (4, 5))
+    with pytest.raises(CertbenchError, match=r"expected \[N, 3\]"):
+        guard_logits(torch.zeros(2, 3, 4, 5), "m", 3)
+    bad = torch.zeros(3, 3, 4, 5)
+    bad[1, 0, 2, 2] = bad[1, 1, 0, 0] = float("nan")
+    with pytest.raises(CertbenchError, match="for 1 of 3 inputs"):
+        guard_logits(bad, "m", 3, (4, 5))
