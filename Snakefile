@@ -9,6 +9,7 @@ configfile: "config/config.yaml"
 
 include: "workflow/rules/plan.smk"
 include: "workflow/rules/datasets.smk"
+include: "workflow/rules/variants.smk"
 include: "workflow/rules/models.smk"
 include: "workflow/rules/collect.smk"
 include: "workflow/rules/decide.smk"

@@ -294,9 +294,9 @@ def test_an_adversarial_variant_waits_for_its_attack(tiny):
         job for (rule, key), job in made.jobs.items() if rule == "predict" and "adv-" in key[1]
     ]
     folder = "results/attacks/digits-test-squash32/clean/plain/none/pgd"
-    assert predict.inputs["variant_images"] == [f"{folder}/i0000000-0000020.npz"]
+    assert predict.inputs["attack_images"] == [f"{folder}/i0000000-0000020.npz"]
     outputs = {path for job in made.jobs.values() for path in job.outputs.values()}
-    assert set(predict.inputs["variant_images"]) <= outputs
+    assert set(predict.inputs["attack_images"]) <= outputs
 
 
 def test_an_adversarial_step_comes_first(tiny):
@@ -333,3 +333,102 @@ def test_the_study_in_the_readme_can_be_planned():
     demo = config.load_yaml(root / "config" / "config.yaml")
     counts = plan.make(config.merge(demo, study)).counts()
     assert counts["fetch"] == 1 and counts["attack"] == 6 * 2
+
+
+def variant_jobs(config, rule="predict"):
+    jobs = plan.make(config).jobs
+    return {key: job for (r, key), job in jobs.items() if r == rule and key[1] != "clean"}
+
+
+def test_storing_a_variant_changes_neither_ids_nor_work_and_adds_its_jobs(tiny):
+    tiny["experiments"][1].update(defenses=["none", "smoothing"], attacks=["pgd"])
+    before = plan.make(tiny)
+    tiny["variants"]["dark"]["materialise"] = True
+    after = plan.make(tiny)
+    made = {key for key in after.jobs if key[0] == "materialise"}
+    assert set(after.jobs) == set(before.jobs) | made and len(made) == 1
+    for key, job in before.jobs.items():
+        if key[0] != "report":
+            assert after.jobs[key].work_text == job.work_text
+            assert after.jobs[key].outputs == job.outputs
+    (stored,) = (after.jobs[key].outputs["images"] for key in made)
+    readers = {key[0] for key, job in after.jobs.items() if job.inputs.get("stored") == [stored]}
+    assert readers == {"predict", "collect", "attack"}
+    assert all("dark" not in key[1][1] for key in made), "the path holds what is done, not a name"
+
+
+def test_each_range_of_a_stored_variant_is_a_job_of_its_own(tiny):
+    tiny["variants"]["dark"].update(materialise=True, severity=[1, 2])
+    tiny["experiments"][1]["datasets"][0]["limit"] = 50
+    made = variant_jobs(tiny, "materialise")
+    assert len(made) == 2 * 3
+    for key, job in variant_jobs(tiny).items():
+        assert job.inputs["stored"] == [f"results/variants/{key[0]}/{key[1]}/{key[3]}.parquet"]
+
+
+def test_a_variant_is_a_step_a_list_of_steps_or_a_mapping_with_steps(tiny):
+    dark = tiny["variants"]["dark"]
+    ids = {}
+    for name, entry in {
+        "step": dark,
+        "list": [dark],
+        "mapping": {"steps": [dark], "materialise": True},
+        "beside": {**dark, "materialise": True, "encoding": "png"},
+    }.items():
+        tiny["variants"]["dark"] = entry
+        ids[name] = {key[1] for key in variant_jobs(tiny)}
+    assert len(set(map(frozenset, ids.values()))) == 1
+    tiny["variants"]["dark"] = {"steps": [dark], "encoding": "jpeg85"}
+    ((_, coded, _, _),) = variant_jobs(tiny)
+    (lossless,) = ids["step"]
+    assert coded.startswith("contrast-3-cifar32-jpeg85-") and coded != lossless
+
+
+def test_the_images_of_a_stored_adversarial_variant_wait_for_the_attack(tiny):
+    tiny["variants"]["adv"] = {
+        "steps": [
+            {"type": "adversarial", "model": "plain", "attack": "pgd"},
+            tiny["variants"]["dark"],
+        ],
+        "materialise": True,
+    }
+    tiny["experiments"][1].update(variants=["adv"])
+    (stored,) = variant_jobs(tiny, "materialise").values()
+    assert stored.inputs["attack_images"] and stored.inputs["index"]
+    for job in variant_jobs(tiny).values():
+        assert "attack_images" not in job.inputs
+        assert job.inputs["stored"] == [stored.outputs["images"]]
+
+
+@pytest.mark.parametrize(
+    ("variant", "words"),
+    [
+        ({"materialise": True}, ["config: variants.dark.type", "is required", "steps"]),
+        ({"steps": [], "materialise": True}, ["config: variants.dark.steps"]),
+        (
+            {"steps": [{"type": "corruption"}], "materialize": True},
+            ["config: variants.dark", "did you mean 'materialise'?"],
+        ),
+        (
+            {"steps": [{"type": "corruption"}], "encoding": "jpg85"},
+            ["config: variants.dark.encoding", "did you mean 'jpeg85'?"],
+        ),
+        (
+            {"steps": [{"type": "corruption"}], "materialise": "yes"},
+            ["config: variants.dark.materialise"],
+        ),
+        ([], ["config: variants.dark"]),
+    ],
+)
+def test_a_mistake_in_how_a_variant_is_written_is_refused(tiny, variant, words):
+    tiny["variants"]["dark"] = variant
+    message = refusal(tiny)
+    for word in words:
+        assert word in message, message
+
+
+def test_definitions_that_share_an_anchor_are_filled_apart(tiny):
+    dark = tiny["variants"]["dark"]
+    tiny["variants"]["twice"] = [dark, dark]
+    tiny["experiments"][1]["variants"] = ["dark", "twice"]
+    assert len({key[1] for key in variant_jobs(tiny)}) == 2

@@ -96,13 +96,22 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     from jsonschema import Draft202012Validator
 
-    complete = copy.deepcopy(dict(config))
+    complete = _unshared(config)
     validator = Draft202012Validator(schema())
     errors = sorted(validator.iter_errors(complete), key=lambda e: (len(e.absolute_path), str(e)))
     if errors:
         raise _explain(errors[0])
     _fill(complete, schema())
     return complete
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which no two places share an object, as YAML's anchors make them share one."""
+    if isinstance(value, Mapping):
+        return {key: _unshared(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_unshared(inner) for inner in value]
+    return value
 
 
 def _resolve(node: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,10 @@ from certbench.errors import CertbenchError, did_you_mean
 
 CLEAN = "clean"
 BARE = "none"
+LOSSLESS = "png"
+
+# Keys of a variant that are not its steps' parameters.
+_VARIANT_KEYS = ("steps", "materialise", "encoding")
 
 
 @dataclass(frozen=True)
@@ -86,15 +90,26 @@ class Defense:
 
 @dataclass(frozen=True)
 class Variant:
-    """A dataset variant: an ordered list of steps."""
+    """A dataset variant: an ordered list of steps.
+
+    Attributes:
+        variant_id: Readable and unique.
+        definition: Its name in the configuration.
+        steps: The steps.
+        encoding: How its images are coded: ``png``, which changes nothing, or ``jpeg85``.
+        materialise: Whether its images are stored once; no part of its identity.
+    """
 
     variant_id: str
     definition: str
     steps: tuple[PluginUse, ...]
+    encoding: str = LOSSLESS
+    materialise: bool = False
 
     def block(self) -> dict[str, Any]:
-        """Identity and steps."""
-        return {"variant_id": self.variant_id, "steps": [step.block() for step in self.steps]}
+        """Identity and steps, and the encoding where it changes pixels."""
+        block = {"variant_id": self.variant_id, "steps": [step.block() for step in self.steps]}
+        return block if self.encoding == LOSSLESS else {**block, "encoding": self.encoding}
 
 
 @dataclass(frozen=True)
@@ -199,10 +214,23 @@ class Definitions:
         """A variant, or one for each combination of a sweep."""
         if name not in self._variants:
             entry = self.definition("variants", name, where)
-            steps = entry if isinstance(entry, list) else [entry]
+            spot = f"config: variants.{name}"
+            settings = entry if isinstance(entry, Mapping) else {}
+            if isinstance(entry, Mapping):
+                steps = _steps(entry, spot)
+            else:
+                steps = list(entry)
             choices = [self.sweep(step, f"variants.{name}", "variant") for step in steps]
+            encoding = settings.get("encoding", LOSSLESS)
             self._variants[name] = [
-                Variant(_variant_id(combo), name, combo) for combo in itertools.product(*choices)
+                Variant(
+                    _variant_id(combo, encoding),
+                    name,
+                    combo,
+                    encoding,
+                    settings.get("materialise", False),
+                )
+                for combo in itertools.product(*choices)
             ]
         return self._variants[name]
 
@@ -292,9 +320,35 @@ def _in_id(value: Any) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "p" for c in text.lower())
 
 
-def _variant_id(steps: tuple[PluginUse, ...]) -> str:
+def _steps(entry: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
+    """The steps of a variant written as a mapping: those under ``steps``, or itself.
+
+    Raises:
+        CertbenchError: Neither ``type`` nor ``steps``, or an unknown key beside ``steps``.
+    """
+    if "type" in entry:
+        own = ("materialise", "encoding")
+        return [{key: value for key, value in entry.items() if key not in own}]
+    for key in entry:
+        if key not in _VARIANT_KEYS:
+            raise CertbenchError(
+                f"unknown key '{key}'", where=where, remedy=did_you_mean(key, _VARIANT_KEYS)
+            )
+    if "steps" not in entry:
+        raise CertbenchError(
+            "is required",
+            where=f"{where}.type",
+            remedy="name a variant step by its type, or a list of them under steps",
+        )
+    return entry["steps"]
+
+
+def _variant_id(steps: tuple[PluginUse, ...], encoding: str) -> str:
     """A readable name with a hash of everything the steps do."""
-    text = parameters.canonical([step.block() for step in steps])
+    blocks: Any = [step.block() for step in steps]
     slug = "_".join(step.module.slug(step.params) for step in steps)
+    if encoding != LOSSLESS:
+        blocks, slug = {"steps": blocks, "encoding": encoding}, f"{slug}-{encoding}"
     clean = "".join(c if c.isalnum() or c in "-_" else "-" for c in slug.lower())
-    return f"{clean}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    digest = hashlib.sha256(parameters.canonical(blocks).encode()).hexdigest()
+    return f"{clean}-{digest[:6]}"

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 RUNNERS = {
     "prepare": "certbench.datasets.preparing",
+    "materialise": "certbench.variants.materialising",
     "train": "certbench.recipes.training",
     "fetch": "certbench.models.fetching",
     "predict": "certbench.models.predicting",

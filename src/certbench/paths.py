@@ -32,6 +32,9 @@ OUTPUTS: dict[str, dict[str, str]] = {
         "index": "results/datasets/{source}/{split}/index.parquet",
         "card": "results/datasets/{source}/{split}/card.json",
     },
+    "materialise": {
+        "images": "results/variants/{dataset}/{variant}/{item_range}.parquet",
+    },
     "train": {
         "weights": "results/models/{model}/model.safetensors",
         "card": "results/models/{model}/model.json",

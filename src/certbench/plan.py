@@ -16,11 +16,12 @@ from typing import Any
 
 from certbench import config as configuration
 from certbench import params as parameters
-from certbench import paths
+from certbench import paths, plugins
 from certbench.datasets import masks
 from certbench.definitions import BARE, CLEAN, Definitions, PluginUse, Selection, Variant
 from certbench.errors import CertbenchError, did_you_mean
 from certbench.threat import Threat
+from certbench.variants import protocol
 
 GPU_RULES = ("train", "predict", "collect", "fit", "attack")
 
@@ -353,9 +354,13 @@ class _Planner:
         }
 
     def _files(
-        self, selection: Selection, model: PlannedJob, variant: Variant | None = None
+        self,
+        selection: Selection,
+        model: PlannedJob,
+        variant: Variant | None = None,
+        items: tuple[int, int] = (0, 0),
     ) -> dict[str, Any]:
-        """Input files of a job that shows a model the items of a selection."""
+        """Input files of a job that shows a model items of a selection."""
         prepared = self._prepare(selection.dataset, selection.split)
         files: dict[str, Any] = {
             "index": prepared.outputs["index"],
@@ -363,17 +368,36 @@ class _Planner:
             "weights": model.outputs["weights"],
             "model_card": model.outputs["card"],
         }
-        for position, step in enumerate(variant.steps if variant else ()):
-            if getattr(step.module, "reads_attack", False):
-                assert variant is not None
-                where = f"config: variants.{variant.definition}"
-                if position:
-                    raise CertbenchError(
-                        "adversarial images take the place of the clean ones",
-                        where=where,
-                        remedy="make the adversarial step the first",
-                    )
-                files["variant_images"] = self._attack_images(selection, step.params, where)
+        if variant is None:
+            return files
+        where = f"config: variants.{variant.definition}"
+        for position, step in enumerate(variant.steps):
+            protocol.check_fit(step, position, selection.dataset, model.work["task"], where)
+        if variant.materialise:
+            return {**files, "stored": self._materialise(selection, variant, items)}
+        return {**files, **self._step_files(selection, variant)}
+
+    def _materialise(self, selection: Selection, variant: Variant, items: tuple[int, int]) -> str:
+        """The file that stores a variant's images of a range of items (made by a job)."""
+        prepared = self._prepare(selection.dataset, selection.split)
+        work = {
+            "dataset": selection.block(),
+            "variant": variant.block(),
+            "items": list(items),
+            "seed": self.config["seed"],
+            "plugins": list(self.extra),
+        }
+        files = {"index": prepared.outputs["index"], **self._step_files(selection, variant)}
+        key = (selection.id, variant.variant_id, paths.item_range(*items))
+        return self._add("materialise", key, files, work).outputs["images"]
+
+    def _step_files(self, selection: Selection, variant: Variant) -> dict[str, Any]:
+        """Files that the steps of a variant read beside the dataset."""
+        where = f"config: variants.{variant.definition}"
+        files: dict[str, Any] = {}
+        for step in variant.steps:
+            if "attack_images" in getattr(step.module, "needs", ()):
+                files["attack_images"] = self._attack_images(selection, step.params, where)
         return files
 
     def _attack_images(self, selection: Selection, source: Any, where: str) -> list[str]:
@@ -399,7 +423,7 @@ class _Planner:
             self._add(
                 "predict",
                 (selection.id, variant.variant_id, model.key[0], paths.item_range(*items)),
-                self._files(selection, model, variant),
+                self._files(selection, model, variant, items),
                 {**self._common(selection, variant, model), "items": list(items)},
             )
             for items in self._item_ranges(selection)
@@ -446,11 +470,8 @@ class _Planner:
                         "samples": [start, stop],
                         "noise_backend": self.config["noise_backend"],
                     }
-                    shards.append(
-                        self._add(
-                            "collect", shard_key, self._files(selection, model, variant), work
-                        )
-                    )
+                    files = self._files(selection, model, variant, items)
+                    shards.append(self._add("collect", shard_key, files, work))
         if not kept:
             return
         jobs["collect"] += shards
@@ -487,7 +508,7 @@ class _Planner:
         checks = self.config["attacks"][attack.definition]["checks"]
         if checks:
             work["checks"] = checks
-        files = self._files(selection, model, variant)
+        artifact: dict[str, str] = {}
         if hasattr(attack.module, "fit"):
             key = (selection.id, model.key[0], defense_id, attack.id)
             fit_work = {k: v for k, v in work.items() if k != "variant"}
@@ -496,7 +517,7 @@ class _Planner:
             fit_work["dataset"] = taught.block()
             fitted = self._add("fit", key, self._files(taught, model), fit_work)
             jobs["fit"].append(fitted)
-            files["artifact"] = fitted.outputs["artifact"]
+            artifact["artifact"] = fitted.outputs["artifact"]
         return [
             self._add(
                 "attack",
@@ -508,7 +529,7 @@ class _Planner:
                     attack.id,
                     paths.item_range(*items),
                 ),
-                files,
+                {**self._files(selection, model, variant, items), **artifact},
                 {**work, "items": list(items)},
             )
             for items in self._item_ranges(selection)
@@ -612,9 +633,13 @@ class _Planner:
                     {"dataset": job.work["dataset"], "index": job.inputs["index"], "variants": {}},
                 )
                 # Adversarial images belong to an attack's files, not to a gallery of data.
-                if "variant_images" not in job.inputs:
+                if not self._adversarial(job.work["variant"]):
                     one["variants"][job.key[1]] = job.work["variant"]
         return [{**one, "variants": list(one["variants"].values())} for one in found.values()]
+
+    def _adversarial(self, variant: Mapping[str, Any]) -> bool:
+        modules = (plugins.load("variant", step["name"], self.extra) for step in variant["steps"])
+        return any("attack_images" in getattr(module, "needs", ()) for module in modules)
 
     def _report(self) -> None:
         jobs: dict[str, list[PlannedJob]] = defaultdict(list)

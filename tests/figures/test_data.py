@@ -57,7 +57,7 @@ def test_images_are_the_pixels_that_the_models_saw(study, data):
 
     (selection,) = data.selections
     variant = next(v for v in selection["variants"] if v["variant_id"].startswith("gaussian"))
-    shown, _ = data.images(selection, variant["steps"], 3, seed=0)
+    shown, _ = data.images(selection, variant, 3, seed=0)
     planned = next(
         job
         for (rule, key), job in study.jobs.items()
@@ -73,5 +73,5 @@ def test_images_are_the_pixels_that_the_models_saw(study, data):
     _, tensor = applying.load_batch(job, applying.open_items(job, job.work["dataset"]), 0, 3)
     expected = tensor.numpy().transpose(0, 2, 3, 1)
     assert np.array_equal(shown.images.astype(np.float32) / 255, expected)
-    clean, _ = data.images(selection, [], 3, seed=0)
+    clean, _ = data.images(selection, {"steps": []}, 3, seed=0)
     assert not np.array_equal(clean.images, shown.images)

@@ -86,11 +86,11 @@ def test_adversarial_images_come_back_by_item_and_losslessly(images, tmp_path):
     files = [tmp_path / "a.npz", tmp_path / "b.npz"]
     adv = step("adversarial", model="m", attack="pgd")
     order = np.array([13, 10, 12, 11], np.uint32)
-    found = apply([adv], images, item_index=order, files=files)
+    found = apply([adv], images, item_index=order, attack_images=files)
     assert found.dtype == np.float32
     assert (applying.to_tensor(found).numpy() == made[[3, 0, 2, 1]]).all()
     with pytest.raises(CertbenchError, match=r"item 'test/0' was not attacked by 'pgd'"):
-        apply([adv], images, item_index=np.array([9, 10, 11, 12], np.uint32), files=files)
+        apply([adv], images, item_index=np.array([9, 10, 11, 12], np.uint32), attack_images=files)
 
 
 def test_adversarial_variants_name_their_model_and_attack():

@@ -122,12 +122,14 @@ class FigureData:
             return frame
         return frame.drop_duplicates(keys, ignore_index=True)
 
-    def images(self, selection: Mapping[str, Any], steps: Sequence[Any], count: int, seed: int):
+    def images(
+        self, selection: Mapping[str, Any], variant: Mapping[str, Any], count: int, seed: int
+    ):
         """The first items of a selection as a model saw them.
 
         Args:
             selection: An entry of :attr:`selections`.
-            steps: Steps of one of its variants.
+            variant: One of its variants; ``{"steps": []}`` is the dataset itself.
             count: Number of items; fewer where the split has fewer.
             seed: Run seed of the predictions.
 
@@ -151,8 +153,15 @@ class FigureData:
         items = Items(index, block["split"], block["view"], module, params)
         batch: Batch = items.load(0, min(count, len(items)))
         pixels = applying.apply_steps(
-            steps, batch.images, batch.item_ids, seed, block["id"], self._load
+            variant["steps"],
+            batch.images,
+            batch.item_ids,
+            seed,
+            block["id"],
+            self._load,
+            **applying.context_of(batch, items, 0),
         )
+        pixels = applying.as_coded(variant, pixels)
         return dataclasses.replace(batch, images=pixels), items.card
 
 

@@ -95,7 +95,7 @@ def _block(data: FigureData, params: Params, selection, predictions) -> dict[str
     seed = int(predictions["seed"].iloc[0])
     known = [m for m, _ in data.looks.sort((m, None) for m in predictions["model"])]
     models = [m for m in params.models if m in known] or known[:2]
-    clean, card = data.images(selection, [], params.items, seed)
+    clean, card = data.images(selection, {"steps": []}, params.items, seed)
     allowed = data.embed_images
     if allowed == "none" or (allowed == "redistributable" and not card.redistributable):
         reason = (
@@ -111,7 +111,7 @@ def _block(data: FigureData, params: Params, selection, predictions) -> dict[str
         v for v in selection["variants"] if (predictions["variant_id"] == v["variant_id"]).any()
     ]
     for variant in shown:
-        batch, _ = data.images(selection, variant["steps"], params.items, seed)
+        batch, _ = data.images(selection, variant, params.items, seed)
         own = predictions[predictions["variant_id"].eq(variant["variant_id"])]
         columns.append(
             _Column(

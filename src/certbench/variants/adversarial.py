@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 version = 1
 
-# Planning adds the files of the attack to every job that uses the variant.
-reads_attack = True
+# Planning adds the files of the attack to every job that makes the variant's images.
+needs = ("item_index", "attack_images")
+
+replaces = True
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def apply(
     dataset: str,
     *,
     item_index: np.ndarray,
-    files: Sequence[Path],
+    attack_images: Sequence[Path],
 ) -> np.ndarray:
     """The adversarial image of every item: float32 [N, H, W, 3] in [0, 1].
 
@@ -57,7 +59,7 @@ def apply(
         seed: Not used.
         dataset: Not used.
         item_index: uint32 [N], the items.
-        files: The attack's image files (``x_adv`` float32 [M, 3, H, W], ``item_index``).
+        attack_images: The attack's image files (``x_adv`` float32 [M, 3, H, W], ``item_index``).
 
     Raises:
         CertbenchError: An item was not attacked.
@@ -66,7 +68,7 @@ def apply(
 
     made = np.empty(images.shape, np.float32)
     missing = {int(item): row for row, item in enumerate(item_index)}
-    for path in files:
+    for path in attack_images:
         with np.load(path, allow_pickle=False) as archive:
             known = archive["item_index"]
             rows = [(at, missing[int(i)]) for at, i in enumerate(known) if int(i) in missing]

@@ -1,19 +1,20 @@
 """From a prepared dataset to network input: items, view, variant steps, [0, 1].
 
 Every job that needs images goes through :func:`load_batch`, so that predictions, certificates and
-attacks of a variant see the same pixels.
+attacks of a variant see the same pixels, made on the fly or stored before.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from certbench.errors import CertbenchError
 from certbench.params import build
+from certbench.variants.protocol import Source, needs_of
 
 if TYPE_CHECKING:
     import torch
@@ -23,12 +24,23 @@ if TYPE_CHECKING:
 
 
 def open_items(job: Job, block: Mapping[str, Any]) -> Items:
-    """The items of a job's dataset block (``plugin``, ``params``, ``split``, ``view``)."""
+    """The items of a job's dataset block (``plugin``, ``params``, ``split``, ``view``).
+
+    Raises:
+        CertbenchError: No such index or split, or a step of the job's variant cannot be applied to
+            the job's items (missing files, for example).
+    """
     from certbench.datasets.access import Items
 
     module = job.plugin("dataset", block["plugin"])
     params = build(module.Params, block["params"], f"datasets.{block['id']}")
-    return Items(job.input("index"), block["split"], block["view"], module, params)
+    items = Items(job.input("index"), block["split"], block["view"], module, params)
+    if "stored" not in job.inputs:
+        for step in job.work.get("variant", {}).get("steps", ()):
+            plugin = job.plugin("variant", step["name"])
+            if hasattr(plugin, "check"):
+                plugin.check(_params(plugin, step), items.rows(*job.work["items"]))
+    return items
 
 
 def apply_steps(
@@ -38,8 +50,7 @@ def apply_steps(
     seed: int,
     dataset: str,
     load: Callable[[str, str], Any],
-    item_index: np.ndarray | None = None,
-    files: Sequence[Path] = (),
+    **context: Any,
 ) -> np.ndarray:
     """Apply variant steps in order.
 
@@ -50,8 +61,7 @@ def apply_steps(
         seed: Run seed.
         dataset: Id of the dataset.
         load: ``(kind, name) -> plug-in module``.
-        item_index: uint32 [N], for steps that read an attack's images.
-        files: The image files of that attack.
+        **context: What steps may need, see :data:`certbench.variants.protocol.NEEDS`.
 
     Returns:
         uint8 or float32 [N, H, W, 3]. A step that needs uint8 gets float images rounded to levels.
@@ -61,12 +71,10 @@ def apply_steps(
     """
     for step in steps:
         module = load("variant", step["name"])
-        params = build(module.Params, step["params"], f"variant step {step['name']}")
+        params = _params(module, step)
         if getattr(module, "needs_uint8", False) and images.dtype != np.uint8:
             images = np.rint(images * 255.0).clip(0, 255).astype(np.uint8)
-        extra = {}
-        if getattr(module, "reads_attack", False):
-            extra = {"item_index": item_index, "files": files}
+        extra = {need: context[need] for need in needs_of(module, step["name"])}
         made = module.apply(params, images, item_ids, seed, dataset, **extra)
         if made.shape != images.shape:
             raise CertbenchError(
@@ -84,6 +92,76 @@ def apply_steps(
     return images
 
 
+def apply_label_maps(
+    steps: Sequence[Mapping[str, Any]],
+    maps: np.ndarray,
+    item_ids: list[str],
+    seed: int,
+    dataset: str,
+    load: Callable[[str, str], Any],
+    **context: Any,
+) -> np.ndarray:
+    """Label maps in a variant: steps that move objects or the camera move labels too.
+
+    Args:
+        steps: Blocks with ``name`` and ``params``.
+        maps: Label maps of the clean images under the view, uint8 [N, H, W].
+        item_ids: N names; randomness belongs to them.
+        seed: Run seed.
+        dataset: Id of the dataset.
+        load: ``(kind, name) -> plug-in module``.
+        **context: As for :func:`apply_steps`.
+
+    Returns:
+        uint8 [N, H, W].
+    """
+    for step in steps:
+        module = load("variant", step["name"])
+        if hasattr(module, "label_maps"):
+            extra = {need: context[need] for need in needs_of(module, step["name"])}
+            made = module.label_maps(_params(module, step), maps, item_ids, seed, dataset, **extra)
+            if made.shape != maps.shape or made.dtype != np.uint8:
+                raise CertbenchError(
+                    f"gave label maps {made.dtype} {made.shape} for {maps.shape}",
+                    where=f"variant step {step['name']}",
+                )
+            maps = made
+    return maps
+
+
+def as_coded(variant: Mapping[str, Any], images: np.ndarray) -> np.ndarray:
+    """Images as they come back from the variant's encoding, where that changes pixels."""
+    if "encoding" not in variant:
+        return images
+    from certbench.variants import stored
+
+    return stored.as_coded(images, variant["encoding"], variant["variant_id"])
+
+
+def context_of(
+    batch: Batch, items: Items, start: int, attack_images: Sequence[Any] = ()
+) -> dict[str, Any]:
+    """What steps may need beside the images.
+
+    Args:
+        batch: Items [start, start + n).
+        items: Where they come from.
+        start: Rank of the first.
+        attack_images: Image files of an attack, for adversarial steps.
+    """
+    rows = items.rows(start, start + len(batch))
+    return {
+        "item_index": batch.item_index,
+        "labels": batch.labels,
+        "attack_images": attack_images,
+        "source": Source(items.module, items.params, rows, items.view),
+    }
+
+
+def _params(module: Any, step: Mapping[str, Any]) -> Any:
+    return build(module.Params, step["params"], f"variant step {step['name']}")
+
+
 def to_tensor(images: np.ndarray) -> torch.Tensor:
     """float32 [N, 3, H, W] in [0, 1] from uint8 or float32 [N, H, W, 3]."""
     import torch
@@ -92,26 +170,49 @@ def to_tensor(images: np.ndarray) -> torch.Tensor:
     return tensor.float().div_(255.0) if tensor.dtype == torch.uint8 else tensor
 
 
-def load_batch(job: Job, items: Items, start: int, stop: int) -> tuple[Batch, torch.Tensor]:
+def load_images(
+    job: Job, items: Items, start: int, stop: int, masks: bool = False, coded: bool = True
+) -> Batch:
+    """Items [start, stop) of the job's dataset as its variant shows them.
+
+    Args:
+        job: The job; where it has the input ``stored``, images come from that file.
+        items: The job's items.
+        start: First rank.
+        stop: Rank after the last.
+        masks: Whether to load the label maps too, as the variant's steps leave them.
+        coded: Whether the images have gone through the variant's encoding.
+    """
+    if "stored" in job.inputs:
+        from certbench.variants import stored
+
+        rows = items.rows(start, stop)
+        file = stored.Stored(job.input("stored"), job.work, start, rows)
+        return items.described(rows, file.images(), file.masks() if masks else None)
+    batch = items.load(start, stop, masks=masks)
+    steps, seed = job.work["variant"]["steps"], int(job.work["seed"])
+    named = (batch.item_ids, seed, job.work["dataset"]["id"], job.plugin)
+    context = context_of(batch, items, start, job.inputs.get("attack_images", ()))
+    images = apply_steps(steps, batch.images, *named, **context)
+    if coded:
+        images = as_coded(job.work["variant"], images)
+    maps = batch.masks
+    if maps is not None:
+        maps = apply_label_maps(steps, maps, *named, **context)
+    return dataclasses.replace(batch, images=images, masks=maps)
+
+
+def load_batch(
+    job: Job, items: Items, start: int, stop: int, masks: bool = False
+) -> tuple[Batch, torch.Tensor]:
     """Items [start, stop) of the job's dataset and variant: the batch and its network input.
 
     Returns:
-        The batch with its variant's images, and float32 [N, 3, H, W] in [0, 1] on the CPU.
+        The batch with its variant's images (and label maps, if asked for), and float32
+        [N, 3, H, W] in [0, 1] on the CPU.
     """
-    import dataclasses
-
-    batch = items.load(start, stop)
-    images = apply_steps(
-        job.work["variant"]["steps"],
-        batch.images,
-        batch.item_ids,
-        int(job.work["seed"]),
-        job.work["dataset"]["id"],
-        job.plugin,
-        batch.item_index,
-        job.inputs.get("variant_images", ()),
-    )
-    return dataclasses.replace(batch, images=images), to_tensor(images)
+    batch = load_images(job, items, start, stop, masks)
+    return batch, to_tensor(batch.images)
 
 
 def row_keys(job: Job, **extra: Any) -> dict[str, Any]:
