@@ -18,7 +18,8 @@ from certbench.figures.style import Looks
 if TYPE_CHECKING:
     import pandas as pd
 
-    from certbench.datasets.access import Batch
+    from certbench.datasets.access import Batch, Items
+    from certbench.datasets.card import Card
 
 # Rows of two experiments about the same item of the same defended model are the same rows.
 _ITEM = [
@@ -33,6 +34,7 @@ _ITEM = [
     "seed",
     "item_id",
     "item_index",
+    "class_id",
 ]
 
 
@@ -58,6 +60,7 @@ class FigureData:
     ):
         self._inputs = {need: [Path(path) for path in files] for need, files in inputs.items()}
         self._load = load
+        self._items: dict[tuple[str, str], Items] = {}
         order = work.get("order", {})
         self.experiments = tuple(work.get("experiments", ()))
         self.selections = tuple(work.get("selections", ()))
@@ -94,6 +97,11 @@ class FigureData:
         return self._rows("predictions")
 
     @cached_property
+    def segmentation(self) -> pd.DataFrame:
+        """Rows of kind ``segmentation``."""
+        return self._rows("segmentation")
+
+    @cached_property
     def certificates(self) -> pd.DataFrame:
         """Rows of kind ``certificates``."""
         return self._rows("certificates")
@@ -122,16 +130,49 @@ class FigureData:
             return frame
         return frame.drop_duplicates(keys, ignore_index=True)
 
+    def plugin(self, kind: str, name: str) -> Any:
+        """A plug-in module."""
+        return self._load(kind, name)
+
+    def items(self, selection: Mapping[str, Any]) -> Items:
+        """The items of a selection, opened once.
+
+        Args:
+            selection: An entry of :attr:`selections`.
+
+        Raises:
+            CertbenchError: The index is missing.
+        """
+        from certbench.datasets.access import Items
+        from certbench.params import build
+
+        block = selection["dataset"]
+        (index,) = selection["index"]
+        key = (str(index), block["view"])
+        if key not in self._items:
+            module = self._load("dataset", block["plugin"])
+            params = build(module.Params, block["params"], f"datasets.{block['id']}")
+            self._items[key] = Items(index, block["split"], block["view"], module, params)
+        return self._items[key]
+
     def images(
-        self, selection: Mapping[str, Any], variant: Mapping[str, Any], count: int, seed: int
-    ):
-        """The first items of a selection as a model saw them.
+        self,
+        selection: Mapping[str, Any],
+        variant: Mapping[str, Any],
+        count: int,
+        seed: int,
+        masks: bool = False,
+        start: int = 0,
+    ) -> tuple[Batch, Card]:
+        """Items of a selection as a model saw them.
 
         Args:
             selection: An entry of :attr:`selections`.
             variant: One of its variants; ``{"steps": []}`` is the dataset itself.
             count: Number of items; fewer where the split has fewer.
             seed: Run seed of the predictions.
+            masks: Whether to load the label maps too.
+            start: Rank of the first item.
 
         Returns:
             The batch with the variant's images (uint8, or float32 in [0, 1]), and the dataset's
@@ -142,27 +183,18 @@ class FigureData:
         """
         import dataclasses
 
-        from certbench.datasets.access import Items
-        from certbench.params import build
         from certbench.variants import applying
 
-        block = selection["dataset"]
-        module = self._load("dataset", block["plugin"])
-        params = build(module.Params, block["params"], f"datasets.{block['id']}")
-        (index,) = selection["index"]
-        items = Items(index, block["split"], block["view"], module, params)
-        batch: Batch = items.load(0, min(count, len(items)))
-        pixels = applying.apply_steps(
-            variant["steps"],
-            batch.images,
-            batch.item_ids,
-            seed,
-            block["id"],
-            self._load,
-            **applying.context_of(batch, items, 0),
-        )
+        items = self.items(selection)
+        batch = items.load(start, min(start + count, len(items)), masks=masks)
+        named = (batch.item_ids, seed, selection["dataset"]["id"], self._load)
+        context = applying.context_of(batch, items, start)
+        pixels = applying.apply_steps(variant["steps"], batch.images, *named, **context)
         pixels = applying.as_coded(variant, pixels)
-        return dataclasses.replace(batch, images=pixels), items.card
+        maps = batch.masks
+        if maps is not None:
+            maps = applying.apply_label_maps(variant["steps"], maps, *named, **context)
+        return dataclasses.replace(batch, images=pixels, masks=maps), items.card
 
 
 def plain(frame: pd.DataFrame) -> pd.DataFrame:
