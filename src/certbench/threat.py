@@ -126,6 +126,20 @@ def convert_size(size: float, norm: str, to: str, dimension: int) -> float:
     return size * dimension**exponent
 
 
+def comparable(certificate: Threat, attack: Threat) -> bool:
+    """Whether the two speak of the same things, so that one can be held against the other.
+
+    A patch says nothing of a ball, levels nothing of real values, one shape of patch nothing of
+    another: an attack of one kind lies outside the threat model of a certificate of the other.
+    """
+    same = (certificate.kind, certificate.space, certificate.unit) == (
+        attack.kind,
+        attack.space,
+        attack.unit,
+    )
+    return same and (certificate.kind == "lp" or certificate.norm == attack.norm)
+
+
 def contains(certificate: Threat, attack: Threat, dimension: int | None = None) -> bool:
     """Whether everything the attack may do lies inside the region the certificate covers.
 
@@ -147,11 +161,7 @@ def contains(certificate: Threat, attack: Threat, dimension: int | None = None) 
             where="threat",
             remedy="use Threat.sized(radius)",
         )
-    if (certificate.kind, certificate.space, certificate.unit) != (
-        attack.kind,
-        attack.space,
-        attack.unit,
-    ):
+    if not comparable(certificate, attack):
         return False
     if certificate.kind == "lp":
         needed = attack.size
@@ -164,5 +174,5 @@ def contains(certificate: Threat, attack: Threat, dimension: int | None = None) 
             needed = convert_size(attack.size, attack.norm, certificate.norm, dimension)
         return needed < certificate.size
     if certificate.kind in ("patch", "passages"):
-        return certificate.norm == attack.norm and attack.size <= certificate.size
+        return attack.size <= certificate.size
     return False
