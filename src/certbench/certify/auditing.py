@@ -3,7 +3,9 @@
 An attack that succeeds inside a certified region is a *violation*: one of radius, norm, units or
 prediction rule is wrong, or the failure probability of the certificate struck. Everything else is
 *proven* (certified at the attack's budget, and the attack failed), *refuted* (not certified there,
-and the attack succeeded) or *unknown*. An abstention inside the region breaks no promise.
+and the attack succeeded) or *unknown*. An abstention inside the region breaks no promise. Where
+certificate and attack speak of different things (a patch and a ball) nothing is compared: such an
+item is *outside* the certificate's threat model, whatever the attack found.
 """
 
 from __future__ import annotations
@@ -16,14 +18,14 @@ import numpy as np
 
 from certbench.results import rows
 from certbench.results.atomic import write_text
-from certbench.threat import Threat, contains, convert_size
+from certbench.threat import Threat, comparable, contains, convert_size
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from certbench.job import Job
 
-VERDICTS = ("violation", "proven", "refuted", "unknown", "clean_error")
+VERDICTS = ("violation", "proven", "refuted", "unknown", "outside", "clean_error")
 
 # A probabilistic certificate fails with probability alpha. More violations than a binomial with
 # that rate explains at this level are a bug, not bad luck.
@@ -115,6 +117,8 @@ def _judge(record: dict[str, Any], shapes: dict) -> tuple[str, float, float, flo
     # looks for errors, so what it finds concerns items whose certified class is the label.
     if record["status"] == "clean_error":
         return "clean_error", certificate.size or 0.0, attack.size or 0.0, inside
+    if not comparable(certificate, attack):
+        return "outside", certificate.size or 0.0, attack.size or 0.0, 0.0
     if broken:
         size = (
             float(record[f"pert_{attack.norm}"]) if attack.norm in ("l2", "linf") else attack.size
@@ -136,7 +140,7 @@ def _optional(value: Any) -> float | None:
 
 def _largest_inside(certificate: Threat, attack: Threat, dimension: int | None) -> float:
     """Radius of the largest ball of the attack's norm inside the certified ball."""
-    if certificate.kind != attack.kind or certificate.size is None:
+    if not comparable(certificate, attack) or certificate.size is None:
         return 0.0
     if certificate.kind != "lp" or certificate.norm == attack.norm:
         return float(certificate.size)
@@ -159,7 +163,10 @@ def verdict(audited: pd.DataFrame) -> dict[str, Any]:
         for key, part in audited.groupby(by, observed=True):
             counts = {name: int((part["verdict"] == name).sum()) for name in VERDICTS}
             alpha = _optional(part["threat_alpha_certificate"].iloc[0])
-            certified = int(((part["radius"] > 0) & (part["predict"] == part["label"])).sum())
+            # Certificates that an attack of another kind cannot test are not put to the test.
+            tested = part["verdict"] != "outside"
+            held = (part["radius"] > 0) & (part["predict"] == part["label"])
+            certified = int((held & tested).sum())
             groups.append(
                 {
                     **dict(zip(by, map(str, key), strict=True)),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from certbench.figures.data import FigureData
 
-version = 1
+version = 2
 
 needs = ("audits",)
 
@@ -44,6 +44,11 @@ class Params:
 def draw(data: FigureData, params: Params) -> Figure:
     """One bar for each defended model and attack, grouped by dataset and variant."""
     frame = data.audits
+    if len(frame):
+        # An attack outside the threat model is held against nothing: there is no bar to draw.
+        keys = ["dataset", "split", "view", "variant_id", "model", "defense", "attack", "threat_id"]
+        outside = frame["verdict"].eq("outside").groupby([frame[k] for k in keys]).transform("any")
+        frame = frame[~outside]
     if params.variants and len(frame):
         frame = frame[frame["variant_id"].isin(params.variants)]
     if frame.empty:

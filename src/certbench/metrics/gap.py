@@ -12,7 +12,7 @@ from certbench.params import param
 if TYPE_CHECKING:
     import pandas as pd
 
-version = 1
+version = 2
 
 rows = "audit"
 
@@ -31,10 +31,15 @@ def compute(group: pd.DataFrame, params: Params, context: Any) -> list[dict[str,
 
     Certified accuracy C = proven / n, empirical accuracy E = (proven + unknown) / n; the truth lies
     between. The interval of E - C resamples images in pairs (percentile bootstrap).
+
+    An attack outside the certificate's threat model is compared with nothing: the only row is then
+    ``outside_threat_model``, the share of images that the certificate does not speak of.
     """
     from certbench.metrics.tabulating import share, value
 
     verdict = group["verdict"].to_numpy()
+    if (verdict == "outside").any():
+        return [share("outside_threat_model", verdict == "outside", params.confidence)]
     made = [
         share(name, verdict == name, params.confidence)
         for name in ("proven", "refuted", "unknown", "violation")
