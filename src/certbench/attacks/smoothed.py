@@ -77,6 +77,8 @@ class SmoothedLogits:
         self.gradient = gradient
         self.batch_size = batch_size
         self.passes = draws
+        self.backward_passes = draws if gradient == "autograd" else 0
+        self.knowledge = "scores" if gradient == "score" else ""
         self._round = 0
         self._items = np.zeros(0, dtype=np.int64)
         self._noise = torch.zeros(0)

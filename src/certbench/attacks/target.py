@@ -122,7 +122,7 @@ class Target:
             total = [a + b for a, b in zip(total, parts, strict=True)] if total else parts
         logits, value, slope = (part / draws for part in total) if draws > 1 else total
         self._count(self.n_forward, rows, draws * _passes(self.logits))
-        self._count(self.n_backward, rows, draws * _passes(self.logits))
+        self._count(self.n_backward, rows, draws * _backward_passes(self.logits))
         self._note_finite(logits, rows)
         return logits, value, slope
 
@@ -301,6 +301,11 @@ class Target:
 
 def _passes(function: Callable) -> int:
     return int(getattr(function, "passes", 1))
+
+
+def _backward_passes(function: Callable) -> int:
+    """Backward passes of one gradient: none where it is estimated from scores."""
+    return int(getattr(function, "backward_passes", _passes(function)))
 
 
 def _spent(judge: Callable, labels: torch.Tensor) -> int | torch.Tensor:

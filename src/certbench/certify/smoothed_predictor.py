@@ -27,10 +27,20 @@ class PredictorParams:
     attack_draws: int = param(
         16, help="noise draws of the objective that attacks climb", unit="samples", minimum=1
     )
+    attack_gradient: str = param(
+        "autograd",
+        help="score: estimate gradients from probabilities alone, for a model that has none of "
+        "use; needs attack_draws of 1000 or more",
+        choices=("autograd", "score"),
+    )
+
+
+#: Fewest draws of a gradient estimated from probabilities: its error falls with their root.
+LEAST_SCORE_DRAWS = 1000
 
 
 def check_predictor(params: PredictorParams, where: str) -> None:
-    """Refuse a predictor that can never answer.
+    """Refuse a predictor that can never answer, and too few draws for estimated gradients.
 
     Raises:
         CertbenchError: Says the smallest sufficient number of samples.
@@ -44,6 +54,12 @@ def check_predictor(params: PredictorParams, where: str) -> None:
             where=f"{where}.predict_n",
             remedy=f"use predict_n >= {least}",
         )
+    if params.attack_gradient == "score" and params.attack_draws < LEAST_SCORE_DRAWS:
+        raise CertbenchError(
+            f"{params.attack_draws} draws are too few to estimate a gradient from probabilities",
+            where=f"{where}.attack_draws",
+            remedy=f"use {LEAST_SCORE_DRAWS} or more, or attack_gradient: autograd",
+        )
 
 
 def attack_params(sigma: float, kind: str, params: PredictorParams) -> dict[str, Any]:
@@ -54,6 +70,7 @@ def attack_params(sigma: float, kind: str, params: PredictorParams) -> dict[str,
         "predict_n": params.predict_n,
         "predict_alpha": params.predict_alpha,
         "attack_draws": params.attack_draws,
+        "attack_gradient": params.attack_gradient,
     }
 
 
@@ -77,6 +94,7 @@ def surface(work: SurfaceWork) -> Surface:
         int(work.params["attack_draws"]),
         seed64=work.seed64,
         batch_size=work.batch_size,
+        gradient=str(work.params.get("attack_gradient", "autograd")),
     )
     network, _ = for_inference(work.network)
     if kind == "lattice":
@@ -89,6 +107,9 @@ def surface(work: SurfaceWork) -> Surface:
         logits=logits,
         judge=votes.Judge(work, sigma, noise, n, alpha, network=network),
         confirm=votes.Judge(work, sigma, noise, n, alpha, stream=noises.AUDIT, network=network),
+        attacked="smoothed",
+        judged_by=f"PREDICT, n = {n}, alpha = {alpha:g}",
+        objectives={"base": work.network, "smoothed": logits},
     )
 
 

@@ -271,7 +271,14 @@ def attack_surface(work: SurfaceWork) -> Surface:
     """
     from certbench.certify.protocol import Surface
 
-    return Surface(logits=_objective(work), judge=_judge(work))
+    logits = _objective(work)
+    return Surface(
+        logits=logits,
+        judge=_judge(work),
+        attacked="smoothed",
+        judged_by=f"votes over all {shifts(float(work.params['half_width']))} shifts",
+        objectives={"base": work.network, "smoothed": logits},
+    )
 
 
 def _objective(work: SurfaceWork) -> Any:

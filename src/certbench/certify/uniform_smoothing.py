@@ -92,6 +92,12 @@ def validate(collect: CollectParams, decide: DecideParams, where: str) -> None:
             error.problem, where=f"{where}.{error.where}", remedy=error.remedy
         ) from None
     smoothed_predictor.check_predictor(decide, where)
+    if decide.attack_gradient == "score":
+        raise CertbenchError(
+            "the estimate from probabilities is that of Gaussian noise",
+            where=f"{where}.attack_gradient",
+            remedy="use attack_gradient: autograd, or the square attack",
+        )
 
 
 def threat(collect: CollectParams, decide: DecideParams) -> Threat:
