@@ -37,7 +37,7 @@ def under_attack(n: int, y: int, a: int, m: int) -> np.ndarray:
 
 
 class Toy(torch.nn.Module):
-    """A z + V max(U z, 0) / 4 with z = x - 1/2 on grey 8 x 8 images, 3 classes, exact in float32."""
+    """A z + V max(U z, 0) / 4, z = x - 1/2, on grey 8 x 8 images: 3 classes, exact in float32."""
 
     num_classes = 3
 

@@ -84,7 +84,7 @@ class _Objective:
         self._items = np.asarray(items)
         views = self.chosen(tuple(x.shape[1:]), self._items)
         self.passes = views.shape[1]
-        return self.defence.logits(x, torch.from_numpy(np.ascontiguousarray(views)).to(x.device))
+        return self.defence.logits(x, torch.from_numpy(np.array(views)).to(x.device))
 
     per_pass.needs_items = True  # type: ignore[attr-defined]
 
@@ -207,7 +207,7 @@ def wrong_classes(passes: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     # A mean probability is at most 1, so it decides between equal numbers of votes only.
     order = votes.double() + 0.999 * torch.softmax(passes.double(), 2).mean(1)
     order = order.scatter(1, y[:, None], -torch.inf)
-    return order.argsort(1, descending=True, stable=True)[:, : classes - 1]
+    return order.argsort(dim=1, descending=True, stable=True)[:, : classes - 1]
 
 
 class Unanimity(_Targeted):
