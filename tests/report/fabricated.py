@@ -185,7 +185,7 @@ def _generator(*key: Any) -> np.random.Generator:
     return np.random.default_rng([sum(map(ord, str(part))) for part in key])
 
 
-def _items(job: jobs.Job, start: int, stop: int):
+def _items(job: jobs.Job, start: int, stop: int, masks: bool = False):
     from certbench.datasets.access import Items
 
     block = job.work["dataset"]
@@ -194,13 +194,13 @@ def _items(job: jobs.Job, start: int, stop: int):
     items = Items(
         index, block["split"], block["view"], module, build(module.Params, block["params"], "")
     )
-    return items.load(start, stop)
+    return items.load(start, stop, masks=masks)
 
 
 def _keys(job: jobs.Job, variant: str, **extra: Any) -> dict[str, Any]:
     block = job.work["dataset"]
     return {
-        "task": "classification",
+        "task": job.work["task"],
         "dataset": block["id"],
         "split": block["split"],
         "view": block["view"],
@@ -262,7 +262,37 @@ def _train(job: jobs.Job, _: int) -> None:
     write_text(job.output("card"), json.dumps(card))
 
 
+def _segment(job: jobs.Job) -> None:
+    """Label maps with rectangles of another class, larger ones under shift."""
+    import torch
+
+    from certbench.datasets import masks
+    from certbench.models import segmenting
+
+    batch = _items(job, *job.work["items"], masks=True)
+    card = json.loads(job.input("dataset_card").read_text())
+    variant = job.work["variant"]["variant_id"]
+    predicted = batch.masks.astype(int)
+    side = 6 if variant == "clean" else 14
+    for i, index in enumerate(batch.item_index.tolist()):
+        y, x = _generator("box", index).integers(0, 18, 2)
+        predicted[i, y : y + side, x : x + 2 * side] = index % len(card["mask_class_names"])
+    maps = torch.from_numpy(predicted), torch.from_numpy(batch.masks)
+    counts = segmenting.class_counts(*maps, len(card["mask_class_names"]))
+    columns = {
+        "item_id": np.array(batch.item_ids, object),
+        "item_index": batch.item_index,
+        "n_forward": np.ones(len(batch), int),
+        "predicted_map": np.array([masks.png(one.astype(np.uint8)) for one in predicted], object),
+    }
+    keys = _keys(job, variant, defense="none")
+    made = segmenting.table(counts.numpy(), tuple(card["mask_class_names"]), columns, keys)
+    rows.write(job.output("rows"), made, "segmentation", _footer(job))
+
+
 def _predict(job: jobs.Job, _: int) -> None:
+    if job.work["task"] == "segmentation":
+        return _segment(job)
     batch = _items(job, *job.work["items"])
     variant = job.work["variant"]["variant_id"]
     right = _margin(job.work["model"], variant, batch.item_index) > 0

@@ -130,14 +130,17 @@ def page(found: Sources) -> str:
 
 def context(found: Sources) -> dict[str, Any]:
     """Everything the template shows, computed."""
-    from certbench.report import crosstable, details, findings, remarks, shift
+    from certbench.report import crosstable, details, findings, remarks, segmentation, shift
     from certbench.report.numbers import Numbers
 
-    numbers = Numbers(found.tables)
+    # Pixels are not images: their numbers stand in tables of their own.
+    of_pixels = found.tables["task"].eq("segmentation")
+    numbers, pixels = Numbers(found.tables[~of_pixels]), Numbers(found.tables[of_pixels])
     audit = details.audit(found)
     checks = details.checks(found)
     made = findings.build(found, numbers)
     headline, said = findings.headline(made, len(audit.violations), audit.sound)
+    headline += segmentation.sentences(found, pixels)
     return {
         "title": found.title,
         "experiments": found.experiments,
@@ -153,7 +156,8 @@ def context(found: Sources) -> dict[str, Any]:
         "shift": shift.build(found),
         "figures": _figures(found),
         "datasets": found.datasets,
-        "models": details.models(found, numbers),
+        "segmentation": segmentation.build(found, pixels),
+        "models": details.models(found, numbers, pixels),
         "costs": details.costs(found),
         "provenance": details.provenance(found),
         "config": details.config_text(found),

@@ -45,6 +45,7 @@ class CrossTable:
     Attributes:
         place: Dataset and split.
         items: What the numbers are about, for example ``200 images``.
+        synthetic: Whether the images are rendered.
         groups: Title and number of columns of each column group.
         columns: Title of each column, and a second line.
         rows: Name and cells of each row.
@@ -52,6 +53,7 @@ class CrossTable:
 
     place: str
     items: str
+    synthetic: bool = False
     groups: list[tuple[str, int]] = field(default_factory=list)
     columns: list[tuple[str, str]] = field(default_factory=list)
     rows: list[tuple[dict[str, Any], list[Cell]]] = field(default_factory=list)
@@ -73,6 +75,7 @@ def _table(sources: Sources, numbers: Numbers, place: tuple) -> CrossTable:
     table = CrossTable(
         place=wording.place(place[0], place[1]),
         items=wording.listed([wording.plural(n, "image") for n in sorted(sizes)], "or"),
+        synthetic=place[0] in sources.synthetic,
     )
     norm = _norm(sources, place)
     table.groups = [("clean", 1)]

@@ -152,18 +152,19 @@ def _linf(numbers: Numbers, place: tuple, pair: tuple[str, str], variant: str) -
     return f"{255 * known[radius].value:.2f}/255 at radius {radius:g}"
 
 
-def models(found: Sources, numbers: Numbers) -> list[dict[str, Any]]:
-    """Model cards with the accuracy that was measured."""
+def models(found: Sources, numbers: Numbers, pixels: Numbers) -> list[dict[str, Any]]:
+    """Model cards with the accuracy, or the mIoU of pixels, that was measured."""
     made = []
     for card in found.models:
         accuracy = []
-        for place in numbers.places:
-            value = numbers.get("accuracy", place, (card["model"], "none"))
-            if value is not None:
-                accuracy.append(
-                    f"{value.percent} ({value.interval}) on {wording.plural(value.n, 'image')} of "
-                    f"{wording.place(place[0], place[1])}"
-                )
+        for known, metric, name in ((numbers, "accuracy", ""), (pixels, "miou", "mIoU ")):
+            for place in known.places:
+                value = known.get(metric, place, (card["model"], "none"))
+                if value is not None:
+                    accuracy.append(
+                        f"{name}{value.percent} ({value.interval}) on "
+                        f"{wording.plural(value.n, 'image')} of {wording.place(place[0], place[1])}"
+                    )
         made.append(
             {
                 "name": card["model"],

@@ -18,6 +18,10 @@ NOTABLE_CAP_SHARE = 0.05
 
 GLOSSARY = {
     "accuracy": "Share of images that the bare model classifies correctly.",
+    "mIoU": "Mean over classes of the intersection over union (IoU) of labelled and predicted "
+    "pixels, each summed over all images; classes that are neither labelled nor predicted are left "
+    "out. Its interval is a bootstrap over images.",
+    "pixels right": "Share of the labelled pixels whose class a segmentation model tells.",
     "certified accuracy": "Share of all images on which the defended classifier is right and "
     "certified at least to a radius; abstentions count as failures.",
     "certified accuracy, surely": "Certified accuracy less the largest number of certificates that "

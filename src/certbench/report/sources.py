@@ -56,6 +56,7 @@ class Sources:
         figures: Id, type and caption of every figure planned.
         config: The whole configuration.
         missing: Planned files that are not there.
+        synthetic: Ids of the datasets whose images are rendered.
     """
 
     title: str
@@ -73,6 +74,7 @@ class Sources:
     figures: list[dict[str, str]]
     config: dict[str, Any]
     missing: list[str] = field(default_factory=list)
+    synthetic: frozenset[str] = frozenset()
 
     @property
     def partial(self) -> bool:
@@ -110,6 +112,8 @@ def read(inputs: Mapping[str, Sequence[Path]], work: Mapping[str, Any]) -> Sourc
     tables = read_tables(there.get("tables", []))
     read_files = [p for name in ("tables", "certificates", "shards") for p in there.get(name, [])]
     certificates, defenses = _certificates(there.get("certificates", []))
+    # Cards that were written before datasets had label maps say nothing of them.
+    cards = [{"mask_class_names": [], **_json(path)} for path in there.get("dataset_cards", [])]
     config = work["config"]
     titles = {one["name"]: one.get("title", one["name"]) for one in config["experiments"]}
     return Sources(
@@ -121,13 +125,15 @@ def read(inputs: Mapping[str, Sequence[Path]], work: Mapping[str, Any]) -> Sourc
         verdicts={path.stem: _json(path) for path in there.get("verdicts", [])},
         certificates=certificates,
         defenses=defenses,
-        datasets=_merged(_json(path) for path in there.get("dataset_cards", [])),
+        datasets=_merged(cards),
         models=[_json(path) for path in there.get("model_cards", [])],
         footers=[rows.provenance(path) for path in read_files],
         svgs={path.stem: path.read_text(encoding="utf-8") for path in there.get("figures", [])},
         figures=list(work["figures"]),
         config=config,
         missing=missing,
+        # .../<dataset>/<split>/card.json
+        synthetic=frozenset(Path(c["path"]).parts[-3] for c in cards if c["synthetic"]),
     )
 
 
