@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cluster
-from study import CERTIFICATES, ROOT, Study
+from study import CERTIFICATES, ROOT, Study, stop_all
 
 GPU_RULES = {"train", "predict", "collect", "fit", "attack"}
 ARRAYS = {"predict", "collect", "attack"}
@@ -388,6 +388,7 @@ def main() -> int:
             for thread in threads:
                 thread.join()
     finally:
+        stop_all()
         for name in tuple(cluster.running_jobs()):
             subprocess.run(["scancel", name], capture_output=True, timeout=30)
         cluster.stop()

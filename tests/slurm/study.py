@@ -57,6 +57,18 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S")
 
 
+#: Every Snakemake that was started, so that none outlives the test.
+STARTED: list[subprocess.Popen] = []
+
+
+def stop_all() -> None:
+    """End what still runs, whatever the reason the test ends early."""
+    for process in STARTED:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
 class Study:
     """A project folder with a run of Snakemake in it.
 
@@ -114,6 +126,7 @@ class Study:
                 env={**os.environ, **(environment or {})},
                 start_new_session=True,
             )
+        STARTED.append(self.process)
 
     @property
     def log(self) -> Path:
