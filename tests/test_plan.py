@@ -432,3 +432,43 @@ def test_definitions_that_share_an_anchor_are_filled_apart(tiny):
     tiny["variants"]["twice"] = [dark, dark]
     tiny["experiments"][1]["variants"] = ["dark", "twice"]
     assert len({key[1] for key in variant_jobs(tiny)}) == 2
+
+
+def test_published_sets_sweep_as_corruptions_do(tiny):
+    tiny["variants"]["dark"] = {
+        "type": "cifar10_c",
+        "root": "somewhere/CIFAR-10-C",
+        "corruption": ["fog", "snow", "gaussian_noise"],
+        "severity": [1, 5],
+    }
+    ids = {key[1].rsplit("-", 1)[0] for key in variant_jobs(tiny)}
+    assert ids == {
+        f"{name}-{severity}-cifar10_c"
+        for name in ("fog", "snow", "gaussian_noise")
+        for severity in (1, 5)
+    }
+
+
+@pytest.mark.parametrize("name", ["cifar10_c", "imagenet_c", "imagenet_3dcc"])
+def test_a_step_that_replaces_the_images_comes_first(tiny, name):
+    published = {"type": name, "root": "somewhere", "corruption": "brightness", "severity": 1}
+    if name == "imagenet_3dcc":
+        published["corruption"] = "fog_3d"
+    dark = tiny["variants"]["dark"]
+    tiny["variants"]["dark"] = [published, dark]
+    assert variant_jobs(tiny)
+    tiny["variants"]["dark"] = [dark, published]
+    assert f"make the {name} step the first" in refusal(tiny)
+
+
+def test_an_outside_step_that_asks_for_the_unknown_is_refused(tiny, tmp_path):
+    (tmp_path / "odd.py").write_text(
+        "from dataclasses import dataclass\n"
+        "kind = 'variant'\nversion = 1\nneeds = ('item_indx',)\n"
+        "@dataclass(frozen=True)\nclass Params:\n    pass\n"
+        "def slug(params):\n    return 'odd'\n"
+        "def apply(params, images, item_ids, seed, dataset, *, item_indx):\n    return images\n"
+    )
+    tiny["plugins"] = [str(tmp_path / "odd.py")]
+    tiny["variants"]["dark"] = {"type": "odd"}
+    assert "did you mean 'item_index'?" in refusal(tiny)

@@ -6,8 +6,9 @@ attacks of a variant see the same pixels, made on the fly or stored before.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +40,10 @@ def open_items(job: Job, block: Mapping[str, Any]) -> Items:
         for step in job.work.get("variant", {}).get("steps", ()):
             plugin = job.plugin("variant", step["name"])
             if hasattr(plugin, "check"):
-                plugin.check(_params(plugin, step), items.rows(*job.work["items"]))
+                rows = items.rows(*job.work["items"])
+                source = Source(items.module, items.params, rows, items.view)
+                with _naming(plugin, step):
+                    plugin.check(_params(plugin, step), source)
     return items
 
 
@@ -75,7 +79,8 @@ def apply_steps(
         if getattr(module, "needs_uint8", False) and images.dtype != np.uint8:
             images = np.rint(images * 255.0).clip(0, 255).astype(np.uint8)
         extra = {need: context[need] for need in needs_of(module, step["name"])}
-        made = module.apply(params, images, item_ids, seed, dataset, **extra)
+        with _naming(module, step):
+            made = module.apply(params, images, item_ids, seed, dataset, **extra)
         if made.shape != images.shape:
             raise CertbenchError(
                 f"changed the shape from {images.shape} to {made.shape}",
@@ -119,7 +124,9 @@ def apply_label_maps(
         module = load("variant", step["name"])
         if hasattr(module, "label_maps"):
             extra = {need: context[need] for need in needs_of(module, step["name"])}
-            made = module.label_maps(_params(module, step), maps, item_ids, seed, dataset, **extra)
+            with _naming(module, step):
+                params = _params(module, step)
+                made = module.label_maps(params, maps, item_ids, seed, dataset, **extra)
             if made.shape != maps.shape or made.dtype != np.uint8:
                 raise CertbenchError(
                     f"gave label maps {made.dtype} {made.shape} for {maps.shape}",
@@ -160,6 +167,18 @@ def context_of(
 
 def _params(module: Any, step: Mapping[str, Any]) -> Any:
     return build(module.Params, step["params"], f"variant step {step['name']}")
+
+
+@contextlib.contextmanager
+def _naming(module: Any, step: Mapping[str, Any]) -> Iterator[None]:
+    """Complete messages of a step that name a key of its parameters with the step."""
+    try:
+        yield
+    except CertbenchError as error:
+        if error.where not in {field.name for field in dataclasses.fields(module.Params)}:
+            raise
+        where = f"variant step {step['name']}: {error.where}"
+        raise CertbenchError(error.problem, where=where, remedy=error.remedy) from error
 
 
 def to_tensor(images: np.ndarray) -> torch.Tensor:

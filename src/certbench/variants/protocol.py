@@ -8,8 +8,8 @@ dataset, **needs)``. Optional, at the top level of its module:
 * ``replaces = True``: the step takes the place of the images, so it must be the first of a variant.
 * ``requires(params)``: names of :data:`HOOKS` that the dataset must offer; planning refuses others.
 * ``spoils``: tasks whose labels the step makes untrue; planning refuses them.
-* ``check(params, rows)``: refuse, before any model is loaded, what cannot be applied to the items
-  of these index rows.
+* ``check(params, source)``: refuse, before any model is loaded, what cannot be applied to these
+  items (:class:`Source`).
 * ``label_maps(params, maps, item_ids, seed, dataset, **needs)``: the label of each pixel after the
   step, uint8 [N, H, W]; a step without it leaves labels where they are.
 
