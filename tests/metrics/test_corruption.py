@@ -135,6 +135,8 @@ def test_mce_holds_errors_against_the_published_constants(study, table):
     }
     mce = one(table, "mce:alexnet_imagenet_c")["value"]
     assert mce == pytest.approx(100 * np.mean(list(ratios.values())))
+    note = one(table, "mce:alexnet_imagenet_c")["note"]
+    assert note == "15 types, severities 1 to 5; computed anew, not the published files"
     snow = one(table, "ce:alexnet_imagenet_c", corruption="snow")["value"]
     assert snow == pytest.approx(100 * ratios["snow"])
 
@@ -214,8 +216,15 @@ def test_published_constants_are_refused_for_another_table_of_severities():
     )
     assert pd.isna(row["value"])
     assert row["note"] == (
-        "'alexnet_imagenet_c' was measured with the severity table imagenet, not cifar32"
+        "'alexnet_imagenet_c' was measured with severity table imagenet_c or imagenet, not cifar32"
     )
+
+
+def test_the_published_files_are_known_by_their_step_and_need_no_remark():
+    table = Study(table=None, step="imagenet_c").table(references=["alexnet_imagenet_c"])
+    row = one(table, "mce:alexnet_imagenet_c")
+    assert row["value"] > 0 and row["note"] == "15 types, severities 1 to 5"
+    assert row["severity_table"] == "imagenet_c"
 
 
 def test_an_unknown_reference_says_so(study):

@@ -68,7 +68,8 @@ class Reference:
         clean_error: Error on clean images.
         source: Where the numbers come from.
         over: The types and severities that a mean over them takes.
-        severity_table: The table of severities it was measured with; None where there is one only.
+        severity_tables: The images it may be held against: the published files, then the same
+            severities computed anew (without the files' JPEG artefacts); empty for any.
     """
 
     name: str
@@ -76,7 +77,7 @@ class Reference:
     clean_error: float
     source: str
     over: TypeSet = IMAGENET_C
-    severity_table: str | None = None
+    severity_tables: tuple[str, ...] = ()
 
 
 REFERENCES: dict[str, Reference] = {
@@ -102,7 +103,7 @@ REFERENCES: dict[str, Reference] = {
         clean_error=0.435,
         source="AlexNet on the 50,000 images of every ImageNet-C file, the constants that AugMix "
         "(github.com/google-research/augmix) and others divide by",
-        severity_table="imagenet",
+        severity_tables=("imagenet_c", "imagenet"),
     ),
     "alexnet_robustbench": Reference(
         name="alexnet_robustbench",
@@ -125,7 +126,7 @@ REFERENCES: dict[str, Reference] = {
         },
         clean_error=0.4376,
         source="AlexNet on RobustBench's 5,000 images (github.com/RobustBench/robustbench)",
-        severity_table="imagenet",
+        severity_tables=("imagenet_c", "imagenet"),
     ),
     "alexnet_3dcc": Reference(
         name="alexnet_3dcc",
@@ -147,6 +148,7 @@ REFERENCES: dict[str, Reference] = {
         source="AlexNet on the 5,000 images of ImageNet-3DCC that RobustBench uses "
         "(github.com/RobustBench/robustbench)",
         over=IMAGENET_3DCC,
+        severity_tables=("imagenet_3dcc",),
     ),
 }
 
