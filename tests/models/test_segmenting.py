@@ -1,12 +1,22 @@
-"""Counts of pixels per image and class, and the rows they become."""
+"""Counts of pixels per image and class, the rows they become, and a study from end to end."""
+
+import json
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import jaccard_score
 
+from certbench import job, plan
+from certbench.datasets import masks, streets
+from certbench.datasets.access import Items
 from certbench.errors import CertbenchError
 from certbench.models import segmenting, small_unet
 from certbench.models.network import Network, folded, guard_logits
+from certbench.params import build
+from certbench.results import rows
 
 NAMES = ("road", "sky", "car", "person")
 
@@ -90,3 +100,77 @@ def test_logits_that_are_no_map_of_the_image_are_refused():
     bad[1, 0, 2, 2] = bad[1, 1, 0, 0] = float("nan")
     with pytest.raises(CertbenchError, match="for 1 of 3 inputs"):
         guard_logits(bad, "m", 3, (4, 5))
+
+
+STUDY = {
+    "device": "cpu",
+    "shards": {"items": 7, "samples": 100},
+    "datasets": {
+        "streets": {"type": "streets", "height": 32, "width": 64, "train": 20, "test": 12}
+    },
+    "models": {
+        "segmenter": {
+            "task": "segmentation",
+            "builder": {"type": "small_unet", "width": 4},
+            "recipe": {"type": "standard", "epochs": 2, "batch_size": 8, "learning_rate": 0.02},
+            "train_on": {"dataset": "streets", "view": "native"},
+        }
+    },
+    "metrics": [{"type": "segmentation", "resamples": 100}],
+    "experiments": [
+        {
+            "name": "pixels",
+            "task": "segmentation",
+            "datasets": [{"name": "streets", "view": "native", "limit": 12}],
+            "models": ["segmenter"],
+        }
+    ],
+}
+
+
+def run(planned, batch_size=400):
+    """Run a planned job as the workflow would."""
+    code = job.execute(
+        planned.rule,
+        json.loads(planned.work_text),
+        {name: [Path(p) for p in paths] for name, paths in planned.inputs.items()},
+        {name: Path(p) for name, p in planned.outputs.items()},
+        batch_size=batch_size,
+    )
+    assert code == 0
+
+
+def test_a_study_from_scenes_to_miou(tmp_path, monkeypatch):
+    """The table's mIoU is that of the predicted maps, whatever the batches."""
+    monkeypatch.chdir(tmp_path)
+    made = plan.make(STUDY)
+    by_rule = {}
+    for (rule, _), planned in made.jobs.items():
+        by_rule.setdefault(rule, []).append(planned)
+    for rule in ("prepare", "train", "predict", "audit", "table"):
+        for planned in by_rule[rule]:
+            run(planned)
+    shards = [planned.outputs["rows"] for planned in by_rule["predict"]]
+    assert len(shards) == 2
+    found = rows.read(shards, "segmentation").to_pandas()
+    assert found["item_id"].nunique() == 12 and found["n_forward"].sum() == 12
+
+    said = found[found["predicted_map"].notna()].set_index("item_id")["predicted_map"]
+    block = by_rule["predict"][0].work["dataset"]
+    params = build(streets.Params, block["params"], "")
+    index = by_rule["predict"][0].inputs["index"][0]
+    batch = Items(index, "test", "native", streets, params).load(0, 12, masks=True)
+    predicted = np.stack([masks.decode(said[item], item) for item in batch.item_ids])
+    there = np.union1d(batch.masks, predicted)
+    each = jaccard_score(batch.masks.ravel(), predicted.ravel(), average=None, labels=there)
+    table = pd.read_parquet(by_rule["table"][0].outputs["rows"])
+    miou = table[table["metric"].eq("miou")]["value"].item()
+    assert miou == pytest.approx(each.mean(), abs=1e-12)
+    accuracy = table[table["metric"].eq("pixel_accuracy")]["value"].item()
+    assert accuracy == pytest.approx((batch.masks == predicted).mean(), abs=1e-12)
+    assert accuracy > 0.3  # two epochs are enough for road, buildings and sky
+
+    run(by_rule["predict"][0], batch_size=3)
+    again = rows.read(shards, "segmentation").to_pandas()
+    counts = ["item_id", "class_id", "intersection", "predicted_pixels", "label_pixels"]
+    pd.testing.assert_frame_equal(found[counts], again[counts])
