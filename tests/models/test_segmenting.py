@@ -111,8 +111,15 @@ STUDY = {
     "models": {
         "segmenter": {
             "task": "segmentation",
-            "builder": {"type": "small_unet", "width": 4},
-            "recipe": {"type": "standard", "epochs": 2, "batch_size": 8, "learning_rate": 0.02},
+            "builder": {"type": "small_unet", "width": 8},
+            "recipe": {
+                "type": "standard",
+                "epochs": 10,
+                "batch_size": 4,
+                "optimiser": "adamw",
+                "learning_rate": 0.01,
+                "schedule": "one_cycle",
+            },
             "train_on": {"dataset": "streets", "view": "native"},
         }
     },
@@ -168,7 +175,7 @@ def test_a_study_from_scenes_to_miou(tmp_path, monkeypatch):
     assert miou == pytest.approx(each.mean(), abs=1e-12)
     accuracy = table[table["metric"].eq("pixel_accuracy")]["value"].item()
     assert accuracy == pytest.approx((batch.masks == predicted).mean(), abs=1e-12)
-    assert accuracy > 0.3  # two epochs are enough for road, buildings and sky
+    assert accuracy > 0.5  # the model has learned: the commonest class has three pixels in ten
 
     run(by_rule["predict"][0], batch_size=3)
     again = rows.read(shards, "segmentation").to_pandas()
