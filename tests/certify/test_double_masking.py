@@ -47,7 +47,7 @@ def toy_work(certifying):
 def judge_of(network, params=None, numerics="exact", classes=3):
     params = params or plugin.attack_params(SMALL, DecideParams())
     work = SurfaceWork(network, params, classes, 7, "cpu", 64, numerics)
-    return plugin.Judge(plugin.MaskedDefence(work))
+    return plugin.Judge(plugin.views_of(work))
 
 
 def test_the_module_is_a_complete_plug_in():
@@ -177,7 +177,7 @@ def test_second_round_pairs_decide_the_certificate():
 def test_masks_hide_whatever_lies_under_them(certifying):
     work = certifying.work(as_dict(SMALL), (0, None))
     found = plugin.mask_set(work.params, [3, 8, 8])
-    defence = plugin.MaskedDefence(
+    defence = plugin.views_of(
         SurfaceWork(
             work.network, plugin.attack_params(SMALL, DecideParams()), 5, 7, "cpu", 64, "exact"
         )

@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from certbench.certify import masking, masks
-from certbench.errors import CertbenchError
 from certbench.params import param
 from certbench.threat import Threat
 
 if TYPE_CHECKING:
-    from certbench.certify.masked_prediction import MaskedPredictor
+    from certbench.certify.masked_prediction import MaskedViews
     from certbench.certify.protocol import CollectWork, Shard, Surface, SurfaceWork
 
 version = 1
@@ -143,31 +142,25 @@ def mask_set(params: Mapping[str, Any], shape: Sequence[int]) -> masks.MaskSet:
     )
 
 
-def _predictor(
-    network: Any, params: Mapping[str, Any], found: masks.MaskSet, channels: int, work: Any
-) -> MaskedPredictor:
-    from certbench.certify.masked_prediction import MaskedPredictor, fill_colour
-
-    return MaskedPredictor(
-        network,
-        work.num_classes,
-        found.blanked,
-        fill_colour(network, params["fill"], channels),
-        batch_size=work.batch_size,
-        numerics=work.numerics,
-        device=work.device,
-    )
-
-
 def collect(work: CollectWork) -> tuple[dict[str, Any], dict[str, Any]]:
     """Predictions of every image under all pairs of masks, and under none.
 
     Raises:
         CertbenchError: The patch does not fit, or the model's logits are unusable.
     """
+    from certbench.certify.masked_prediction import MaskedPredictor, fill_colour
+
     shape = list(work.images.shape[1:])
     found = mask_set(work.params, shape)
-    predictor = _predictor(work.network, work.params, found, shape[0], work)
+    predictor = MaskedPredictor(
+        work.network,
+        work.num_classes,
+        found.blanked,
+        fill_colour(work.network, work.params["fill"], shape[0]),
+        batch_size=work.batch_size,
+        numerics=work.numerics,
+        device=work.device,
+    )
     layers = np.concatenate([found.pairs, [[-1, -1]]])
     count, queries = len(work.images), len(layers)
     labels = np.zeros((count, queries), np.int16)
@@ -236,29 +229,11 @@ def merge(shards: Sequence[Shard], collect: CollectParams, item_index: np.ndarra
         CertbenchError: Shards differ in anything but their items, hold an item twice or not at all,
             or their masks do not cover the patch.
     """
-    first = shards[0].identity
-    rows: dict[int, dict[str, Any]] = {}
-    for shard in shards:
-        for key, value in first.items():
-            if shard.identity.get(key) != value:
-                raise CertbenchError(
-                    f"differs from {shards[0].path} in {key}",
-                    where=str(shard.path),
-                    remedy="delete the older of the two, and run again",
-                )
-        names = ["item_index", "labels", "margins", "pred_undefended"]
-        for row in shard.rows.select(names).to_pylist():
-            if row["item_index"] in rows:
-                raise CertbenchError(
-                    f"item {row['item_index']} is in two shards", where=str(shard.path)
-                )
-            rows[row["item_index"]] = row
-    missing = [int(item) for item in item_index if int(item) not in rows]
-    if missing:
-        raise CertbenchError(f"item {missing[0]} is in no shard", where=str(shards[0].path))
-    found = masks.from_facts(first["masks"])
+    from certbench.certify.masked_prediction import gather
+
+    ordered = gather(shards, ("labels", "margins", "pred_undefended"), item_index)
+    found = masks.from_facts(shards[0].identity["masks"])
     found.require(*patch_of(collect))
-    ordered = [rows[int(item)] for item in item_index]
     labels = np.array([np.frombuffer(row["labels"], "<i2") for row in ordered], np.int16)
     return Tables(
         found,
@@ -344,7 +319,7 @@ def attack_surface(work: SurfaceWork) -> Surface:
     from certbench.attacks import masked
     from certbench.certify.protocol import Surface
 
-    defence = MaskedDefence(work)
+    defence = views_of(work)
     singles, pairs = int(work.params["attack_masks"]), int(work.params["attack_pairs"])
     expectation = masked.Expectation(defence, singles, pairs, seed64=work.seed64)
     votes = masked.VoteScores(defence)
@@ -365,62 +340,11 @@ def attack_surface(work: SurfaceWork) -> Surface:
     )
 
 
-class MaskedDefence:
-    """Differentiable passes under masks; the masks are made when the first image is seen.
+def views_of(work: SurfaceWork) -> MaskedViews:
+    """The defended network as attacks see it."""
+    from certbench.certify.masked_prediction import MaskedViews
 
-    Args:
-        work: The surface's context.
-    """
-
-    def __init__(self, work: SurfaceWork):
-        self.work = work
-        self.network = work.network
-        self._made: dict[tuple[int, ...], Any] = {}
-
-    def _of(self, shape: Sequence[int]) -> tuple[masks.MaskSet, Any, Any, MaskedPredictor]:
-        import torch
-
-        from certbench.certify.masked_prediction import fill_colour
-
-        key = tuple(int(n) for n in shape)
-        if key not in self._made:
-            found = mask_set(self.work.params, key)
-            fill = fill_colour(self.network, self.work.params["fill"], key[0])
-            self._made[key] = (
-                found,
-                torch.from_numpy(found.blanked).to(self.work.device),
-                fill.to(self.work.device),
-                _predictor(self.network, self.work.params, found, key[0], self.work),
-            )
-        return self._made[key]
-
-    def views(self, shape: Sequence[int]) -> int:
-        """Number of single masks for images of a shape [C, H, W]."""
-        return len(self._of(shape)[0])
-
-    def predictor(self, shape: Sequence[int]) -> MaskedPredictor:
-        """The function that is certified, for images of a shape."""
-        return self._of(shape)[3]
-
-    def logits(self, x: Any, masks_: Any) -> Any:
-        """Logits [n, m, K] of images [n, C, H, W] under ``masks_``, int64 [n, m, 2]."""
-        import torch
-
-        from certbench.certify.masked_prediction import blank
-
-        _, blanked, fill, _ = self._of(x.shape[1:])
-        covered = blanked[masks_[..., 0]] | blanked[masks_[..., 1]]
-        n, m = covered.shape[:2]
-        if torch.is_grad_enabled():
-            seen = blank(x.unsqueeze(1), covered, fill)
-            return self.network(seen.flatten(0, 1)).unflatten(0, (n, m))
-        # Without a graph memory is bounded: as many images at a time as fill one pass.
-        step = max(1, self.work.batch_size // m)
-        parts = [
-            self.network(blank(x[i : i + step, None], covered[i : i + step], fill).flatten(0, 1))
-            for i in range(0, n, step)
-        ]
-        return torch.cat(parts).unflatten(0, (n, m))
+    return MaskedViews(work, lambda shape: mask_set(work.params, shape).blanked)
 
 
 class Judge:
@@ -433,7 +357,7 @@ class Judge:
     #: Passes have one shape whatever the number of images: nothing needs to be padded before.
     own_batches = True
 
-    def __init__(self, defence: MaskedDefence):
+    def __init__(self, defence: MaskedViews):
         self.defence = defence
         self.engine = str(defence.work.params["engine"])
         self.spent: np.ndarray = np.zeros(0, np.int64)

@@ -7,6 +7,7 @@ pixels by selection, never by multiplication, so that nothing of a patch comes t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from certbench.errors import CertbenchError
 
 if TYPE_CHECKING:
     import torch
+
+    from certbench.certify.protocol import Shard, SurfaceWork
 
 
 def fill_colour(network: Any, fill: float | None, channels: int) -> torch.Tensor:
@@ -112,10 +115,25 @@ class MaskedPredictor:
         """
         import torch
 
-        from certbench.models.network import guard_logits
-
         labels = np.empty(len(slot), np.int64)
         margins = np.empty(len(slot), np.float32)
+        classes = torch.arange(self.num_classes, device=self.device)
+        for part, logits in self.passes(images, slot, masks):
+            top = logits.topk(2, 1).values
+            # The lowest index among equal maxima: argmax does not promise it everywhere.
+            vote = torch.where(logits == top[:, :1], classes, self.num_classes).amin(1)
+            labels[part] = vote.cpu().numpy()
+            margins[part] = (top[:, 0] - top[:, 1]).cpu().numpy()
+        return labels, margins
+
+    def passes(
+        self, images: torch.Tensor, slot: np.ndarray, masks: np.ndarray
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Logits of the queries of :meth:`predict`, pass by pass, with the queries they answer."""
+        import torch
+
+        from certbench.models.network import guard_logits
+
         size = self.size if self.exact else min(self.size, max(len(slot), 1))
         batch = torch.empty(
             (size, *images.shape[1:]),
@@ -123,10 +141,9 @@ class MaskedPredictor:
             device=self.device,
             memory_format=torch.channels_last,
         )
-        classes = torch.arange(self.num_classes, device=self.device)
         with torch.inference_mode():
             for begin in range(0, len(slot), size):
-                part = slice(begin, begin + size)
+                part = slice(begin, min(begin + size, len(slot)))
                 own, layers = slot[part], masks[part]
                 real = len(own)
                 # The last batch is padded with its last query: every pass has one shape.
@@ -137,13 +154,63 @@ class MaskedPredictor:
                 chosen = images[torch.from_numpy(own).to(self.device)]
                 batch.copy_(blank(chosen, covered, self.fill))
                 logits = self.network(batch).float()[:real]
-                guard_logits(logits, self.name, self.num_classes)
-                top = logits.topk(2, 1).values
-                # The lowest index among equal maxima: argmax does not promise it everywhere.
-                vote = torch.where(logits == top[:, :1], classes, self.num_classes).amin(1)
-                labels[part] = vote.cpu().numpy()
-                margins[part] = (top[:, 0] - top[:, 1]).cpu().numpy()
-        return labels, margins
+                yield part, guard_logits(logits, self.name, self.num_classes)
+
+
+class MaskedViews:
+    """A network seen through masks by what attacks it, with gradients.
+
+    Masks are made when the first image of a shape is seen.
+
+    Args:
+        work: The surface's context; its params hold ``fill``.
+        blanked: Shape [C, H, W] -> bool [N, H, W], the pixels each view takes away.
+    """
+
+    def __init__(self, work: SurfaceWork, blanked: Callable[[Sequence[int]], np.ndarray]):
+        self.work = work
+        self.network = work.network
+        self._blanked = blanked
+        self._predictors: dict[tuple[int, ...], MaskedPredictor] = {}
+
+    def predictor(self, shape: Sequence[int]) -> MaskedPredictor:
+        """The function that is certified, for images of a shape [C, H, W]."""
+        key = tuple(int(n) for n in shape)
+        if key not in self._predictors:
+            self._predictors[key] = MaskedPredictor(
+                self.network,
+                self.work.num_classes,
+                self._blanked(key),
+                fill_colour(self.network, self.work.params["fill"], key[0]),
+                batch_size=self.work.batch_size,
+                numerics=self.work.numerics,
+                device=self.work.device,
+            )
+        return self._predictors[key]
+
+    def views(self, shape: Sequence[int]) -> int:
+        """Number of single views of images of a shape [C, H, W]."""
+        return len(self.predictor(shape).masks)
+
+    def logits(self, x: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
+        """Logits [n, m, K] of images [n, C, H, W] under pairs of masks, int64 [n, m, 2]."""
+        import torch
+
+        known = self.predictor(x.shape[1:])
+        covered = known.masks[views[..., 0]] | known.masks[views[..., 1]]
+        n, m = covered.shape[:2]
+        if torch.is_grad_enabled():
+            seen = blank(x.unsqueeze(1), covered, known.fill)
+            return self.network(seen.flatten(0, 1)).unflatten(0, (n, m))
+        # Without a graph memory is bounded: as many images at a time as fill one pass.
+        step = max(1, self.work.batch_size // m)
+        parts = [
+            self.network(
+                blank(x[i : i + step, None], covered[i : i + step], known.fill).flatten(0, 1)
+            )
+            for i in range(0, n, step)
+        ]
+        return torch.cat(parts).unflatten(0, (n, m))
 
 
 class LazyPairs:
@@ -196,3 +263,37 @@ class LazyPairs:
             found.append(later[:room])
             room -= len(later)
         return np.concatenate(found) if found else np.empty((0, 3), np.int64)
+
+
+def gather(
+    shards: Sequence[Shard], columns: Sequence[str], item_index: np.ndarray
+) -> list[dict[str, Any]]:
+    """The rows of all items in order, from shards that differ in their items only.
+
+    Args:
+        shards: Shards with one row per item.
+        columns: Columns wanted.
+        item_index: uint32 [M], the items.
+
+    Raises:
+        CertbenchError: Identities differ, or an item is in two shards or in none.
+    """
+    rows: dict[int, dict[str, Any]] = {}
+    for shard in shards:
+        for key, value in shards[0].identity.items():
+            if shard.identity.get(key) != value:
+                raise CertbenchError(
+                    f"differs from {shards[0].path} in {key}",
+                    where=str(shard.path),
+                    remedy="delete the older of the two, and run again",
+                )
+        for row in shard.rows.select(["item_index", *columns]).to_pylist():
+            if row["item_index"] in rows:
+                raise CertbenchError(
+                    f"item {row['item_index']} is in two shards", where=str(shard.path)
+                )
+            rows[row["item_index"]] = row
+    missing = [int(item) for item in item_index if int(item) not in rows]
+    if missing:
+        raise CertbenchError(f"item {missing[0]} is in no shard", where=str(shards[0].path))
+    return [rows[int(item)] for item in item_index]

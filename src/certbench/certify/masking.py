@@ -184,4 +184,4 @@ def certified_positions(rows: np.ndarray, holding: np.ndarray) -> np.ndarray:
 def _next_disagreer(disagrees: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """First disagreer behind each position ``after``, and whether there is one."""
     later = disagrees & (np.arange(disagrees.shape[1])[None] > after[:, None])
-    return later.argmax(1), later.any(1)
+    return later.argmax(1), np.asarray(later.any(1))
