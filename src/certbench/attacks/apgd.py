@@ -283,7 +283,7 @@ class Climb:
         """Climb from ``start``, float32 [n, C, H, W]."""
         import torch
 
-        from certbench.attacks.geometry import per_image
+        from certbench.attacks.geometry import per_image, replace_rows
 
         steps = self.params.steps
         interval, shrink, least = _intervals(steps)
@@ -309,13 +309,10 @@ class Climb:
             rises += (loss > previous_loss).to(rises.dtype)
             previous_loss = loss
             higher = loss > self.best_loss
-            wide = per_image(higher, point)
-            self.best = torch.where(wide, point, self.best)
-            best_slope = torch.where(wide, slope, best_slope)
-            self.best_loss = torch.where(higher, loss, self.best_loss)
-            self.best_step = torch.where(
-                higher, torch.full_like(self.best_step, i + 1), self.best_step
-            )
+            replace_rows(self.best, higher, point)
+            replace_rows(best_slope, higher, slope)
+            self.best_loss = torch.maximum(loss, self.best_loss)
+            self.best_step.masked_fill_(higher, i + 1)
             since += 1
             if since < interval:
                 continue
@@ -332,14 +329,15 @@ class Climb:
             late = _FIXED_DRAWS * steps <= i + 1 < steps
             if late and self.target.redraw(i + 1):
                 # Losses under other draws do not compare: measure the best point again.
-                point = before = self.best
+                point = before = self.best.clone()
                 loss, slope = self._evaluate(point, i + 1, judged=False)
                 self.best_loss = checked_loss = previous_loss = loss
-                best_slope = slope
+                best_slope = slope.clone()
 
     def _step(
         self, point: torch.Tensor, slope: torch.Tensor, momentum: torch.Tensor, share: float
     ) -> torch.Tensor:
+        """The next point: a step along the gradient, mixed with the momentum (algorithm 1)."""
         from certbench.attacks.geometry import project, unit
 
         norm, epsilon = self.params.norm, self.params.epsilon
@@ -352,9 +350,7 @@ class Climb:
         self, point: torch.Tensor, made: int, judged: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss and gradient at ``point`` after ``made`` steps; notes successes if ``judged``."""
-        import torch
-
-        from certbench.attacks.geometry import per_image
+        from certbench.attacks.geometry import replace_rows
         from certbench.attacks.losses import margin
 
         logits, loss, slope = self.target.gradient(
@@ -367,10 +363,8 @@ class Climb:
         wrong = self.target.broken_at(point, self.y, self.rows, logits, made, last)
         margins = margin(logits, self.y)
         self.least_margin = self.least_margin.minimum(margins)
-        self.success = torch.where(per_image(wrong, point), point, self.success)
-        self.success_margin = torch.where(wrong, margins, self.success_margin)
-        self.first_success = torch.where(
-            wrong & ~self.broken, torch.full_like(self.first_success, made), self.first_success
-        )
+        replace_rows(self.success, wrong, point)
+        replace_rows(self.success_margin, wrong, margins)
+        self.first_success.masked_fill_(wrong & ~self.broken, made)
         self.broken = self.broken | wrong
         return loss, slope

@@ -154,13 +154,15 @@ def _approach(
     """One run of the images ``rows`` from ``point``; enters successes and distances."""
     import torch
 
-    from certbench.attacks.geometry import length, per_image
+    from certbench.attacks.geometry import length, replace_rows
     from certbench.attacks.hyperplane import displacement
     from certbench.attacks.losses import margin
 
     norm, x, y = params.norm, x[rows], y[rows]
     count = len(x)
-    centre = x.flatten(1)
+    # What is projected: the points above, the clean images below.
+    both = torch.cat([point.flatten(1), x.flatten(1)])
+    here = both[:count]
     best = torch.full((count,), torch.inf, dtype=x.dtype, device=x.device)
     best_point, best_margin = x.clone(), torch.full_like(best, torch.inf)
     best_step = torch.full((count,), -1, dtype=torch.int64, device=x.device)
@@ -168,28 +170,28 @@ def _approach(
         gap, normal = _nearest_boundary(target, point, y, rows, wanted, norm)
         if step == 0:
             ledger.flag(rows, (normal == 0).all(1), "zero_gradient")
-        here = point.flatten(1)
+        here.copy_(point.flatten(1))
         offset = (normal * here).sum(1) - gap
-        both = displacement(
-            torch.cat([here, centre]), normal.repeat(2, 1), offset.repeat(2), norm
-        ).unflatten(0, (2, count))
-        lengths = length(both.flatten(0, 1), norm).clamp_min(_LEAST_LENGTH).unflatten(0, (2, count))
-        pull = (lengths[0] / (lengths[0] + lengths[1])).clamp(max=params.alpha_max).unsqueeze(1)
-        mixed = (here + params.eta * both[0]) * (1 - pull) + (centre + params.eta * both[1]) * pull
-        point = mixed.clamp(0.0, 1.0).reshape(x.shape)
+        moves = displacement(both, normal.repeat(2, 1), offset.repeat(2), norm)
+        lengths = length(moves, norm).clamp_min(_LEAST_LENGTH)
+        pull = (lengths[:count] / (lengths[:count] + lengths[count:])).clamp(max=params.alpha_max)
+        pull = pull.unsqueeze(1)
+        ends = moves.mul_(params.eta).add_(both)
+        mixed = ends[:count].mul_(1 - pull).add_(ends[count:].mul_(pull))
+        point = mixed.clamp_(0.0, 1.0).reshape(x.shape)
 
         logits = target.scores(point, rows)
         wrong = target.is_broken(logits.argmax(1), y)
         last = step == params.steps - 1
         counts = target.broken_at(point, y, rows, logits, step + 1, last)
-        size = length(point - x, norm)
+        change = point - x
+        size = length(change, norm)
         closer = counts & (size < best)
-        wide = per_image(closer, point)
-        best_point = torch.where(wide, point, best_point)
-        best_margin = torch.where(closer, margin(logits, y), best_margin)
-        best_step = torch.where(closer, torch.full_like(best_step, step + 1), best_step)
-        best = torch.where(closer, size, best)
-        point = torch.where(per_image(wrong, point), x + (point - x) * params.beta, point)
+        replace_rows(best_point, closer, point)
+        replace_rows(best_margin, closer, margin(logits, y))
+        best_step.masked_fill_(closer, step + 1)
+        replace_rows(best, closer, size)
+        replace_rows(point, wrong, change.mul_(params.beta).add_(x))
     distance[rows] = distance[rows].minimum(best.double())
     inside = best <= params.epsilon
     ledger.record(rows, inside, best_point, best_margin, best_step, number)

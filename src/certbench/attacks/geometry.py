@@ -23,6 +23,19 @@ def per_image(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return values.reshape(-1, *[1] * (like.dim() - 1))
 
 
+def replace_rows(old: torch.Tensor, mask: torch.Tensor, new: torch.Tensor) -> None:
+    """Overwrite the images of ``old`` [N, ...] by those of ``new`` where ``mask`` [N] says so.
+
+    On the CPU only the chosen images are moved; on a GPU finding them would wait for the device.
+    """
+    if old.is_cuda:
+        torch.where(per_image(mask, old), new, old, out=old)
+        return
+    chosen = mask.nonzero().flatten()
+    if len(chosen):
+        old.index_copy_(0, chosen, new.index_select(0, chosen))
+
+
 def length(delta: torch.Tensor, norm: str) -> torch.Tensor:
     """Norm of each image of ``delta``: [N]."""
     flat = delta.flatten(1)

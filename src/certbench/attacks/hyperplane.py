@@ -7,6 +7,7 @@ wall, ``|d_i| = |w_i|^p min(alpha, r_i)`` with one common ``alpha``, so one root
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 #: Coordinates with a smaller weight do not move in L2 (their break point would overflow).
@@ -28,23 +29,23 @@ def displacement(t: torch.Tensor, w: torch.Tensor, b: torch.Tensor, norm: str) -
     """
     excess = (w * t).sum(1) - b
     # Towards the plane each coordinate moves against the sign of its (flipped) weight.
-    w = torch.where((excess >= 0).unsqueeze(1), w, -w)
-    excess = excess.abs()
+    w = w * torch.where(excess >= 0, 1.0, -1.0).to(w.dtype).unsqueeze(1)
     size = w.abs()
-    room = torch.where(w > 0, t, 1 - t).clamp_min(0)
+    # Masks are numbers here: on the CPU that is several times faster than torch.where.
+    wall = w.clone().le_(0)  # 1 where the coordinate moves up, to the wall at 1
+    room = (t - wall).abs_()
     if norm == "linf":
-        mobile = size > 0
-        weight, stop = size, torch.where(mobile, room, 0.0)
+        mobile = size.sign()
+        weight, stop = size, room * mobile
     else:
-        mobile = size >= _LEAST_WEIGHT
-        weight = torch.where(mobile, size**2, 0.0)
-        stop = torch.where(mobile, room / size.clamp_min(_LEAST_WEIGHT), 0.0)
-    alpha = _level(weight, stop, excess)
-    moved = torch.minimum(stop, alpha.unsqueeze(1))
+        mobile = size.clone().ge_(_LEAST_WEIGHT)
+        weight = size**2 * mobile
+        stop = room / size.clamp_min(_LEAST_WEIGHT) * mobile
+    moved = torch.minimum(stop, _level(weight, stop, excess.abs()).unsqueeze(1))
     if norm == "l2":
         # Rounding of stop * size may pass the wall by one unit in the last place.
-        moved = torch.minimum(moved * size, room)
-    return torch.where(mobile, -w.sign() * moved, torch.zeros_like(t))
+        moved = torch.minimum(moved.mul_(size), room)
+    return moved.mul_(w.sign_().neg_())
 
 
 def _level(weight: torch.Tensor, stop: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -55,13 +56,22 @@ def _level(weight: torch.Tensor, stop: torch.Tensor, wanted: torch.Tensor) -> to
     fork on the last bit, and so the published paths are followed.
     """
     total = (weight * stop).sum(1, keepdim=True)
-    stop, order = stop.sort(dim=1, descending=True)
-    weight = weight.gather(1, order)
+    order = _descending(stop)
+    stop, weight = stop.gather(1, order), weight.gather(1, order)
     slope = weight.cumsum(1)  # of the coordinates that still move beyond each stop
-    filled = total - (weight * stop).cumsum(1)  # by the coordinates at their stop
+    filled = total - weight.mul_(stop).cumsum(1)  # by the coordinates at their stop
     wanted = wanted.unsqueeze(1)
-    still_moving = ((filled + slope * stop) > wanted).sum(1, keepdim=True)
+    moving = (slope * stop).add_(filled).gt_(wanted)
+    still_moving = moving.sum(1, keepdim=True).long()
     last = (still_moving - 1).clamp_min(0)
     least = torch.finfo(slope.dtype).tiny
     alpha = (wanted - filled.gather(1, last)) / slope.gather(1, last).clamp_min(least)
     return torch.where(still_moving == 0, torch.inf, alpha.clamp_min(0)).squeeze(1)
+
+
+def _descending(values: torch.Tensor) -> torch.Tensor:
+    """int64 [n, d]: the order in which each row falls."""
+    if values.device.type == "cpu":
+        # Six times faster than torch's sort of short rows.
+        return torch.from_numpy(np.argsort(-values.numpy(), axis=1))
+    return values.argsort(dim=1, descending=True)

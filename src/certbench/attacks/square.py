@@ -126,50 +126,190 @@ def _search(
 ) -> None:
     import torch
 
-    from certbench.attacks import noise
-    from certbench.attacks.geometry import per_image
-
     x, y, own = x[rows], y[rows], seeds[rows.cpu().numpy()]
-    channels, height, width = x.shape[1:]
-    propose = _propose_linf if params.norm == "linf" else _propose_l2
-    numbers = (2 if params.norm == "linf" else 5) + channels
-    best = _start(x, params, own, restart)
+    moves_of = _LinfMoves if params.norm == "linf" else _L2Moves
+    moves = moves_of(x, _start(x, params, own, restart), params, own, restart)
     least = torch.full((len(x),), torch.inf, device=x.device)
-    drawn = None
     for query in range(-1, params.queries):
-        if query < 0:
-            candidate = best
-        else:
-            if query % _BLOCK == 0:
-                shape = (min(_BLOCK, params.queries - query), numbers)
-                counters = (restart, query // _BLOCK)
-                drawn = noise.uniform(own, "square.window", counters, shape).to(x.device)
-            assert drawn is not None
-            side = window_side(query, params, height, width)
-            candidate = propose(best, x, side, drawn[:, query % _BLOCK], params.epsilon)
+        candidate = moves.best if query < 0 else moves.propose(query)
         logits = target.scores(candidate, rows)
         margins = target.margin(logits, y)
+        # Images with a margin of 0 or less have left, so every success is an improvement.
         better = margins < least
-        if target.judge is None:
-            better |= margins <= 0
-        best = torch.where(per_image(better, best), candidate, best)
-        least = torch.where(better, margins, least)
+        if query >= 0:
+            moves.settle(better)
+        least = least.minimum(margins)
         last = query == params.queries - 1
         if target.judge is None:
             done = margins <= 0
-            fresh = done & target.is_broken(logits.argmax(1), y)
-            ledger.record(rows, fresh, candidate, margins, query + 1, restart)
         else:
-            fresh = done = target.broken_at(best, y, rows, logits, query + 1, last)
-            ledger.record(rows, fresh, best, least, query + 1, restart)
+            done = target.broken_at(moves.best, y, rows, logits, query + 1, last)
         if last or bool(done.any()):
+            fresh = done
+            if target.judge is None:
+                fresh = done & target.is_broken(logits.argmax(1), y)
+            ledger.record(rows, fresh, moves.best, least, query + 1, restart)
             ledger.lower_margin(rows, torch.where(fresh, torch.inf, least))
             keep = (~done).nonzero().flatten()
             if not len(keep):
                 return
-            rows, x, y, best, least = (part[keep] for part in (rows, x, y, best, least))
-            own = own[keep.cpu().numpy()]
-            drawn = drawn[keep] if drawn is not None else None
+            rows, y, least = rows[keep], y[keep], least[keep]
+            moves.keep(keep)
+
+
+class _Moves:
+    """The best points of a search, and what the next queries change of them.
+
+    Random numbers are drawn, and windows placed, for a block of queries at a time.
+
+    Args:
+        x: float32 [n, C, H, W], clean images.
+        start: float32 [n, C, H, W], first points.
+        params: Parameters.
+        seeds: int64 [n], one per image.
+        restart: Run of the attack.
+
+    Attributes:
+        best: float32 [n, C, H, W], the best points so far; between :meth:`propose` and
+            :meth:`settle` those under evaluation, where a subclass writes in place.
+    """
+
+    #: Random numbers of a query beside one sign per channel.
+    numbers = 0
+
+    def __init__(
+        self, x: torch.Tensor, start: torch.Tensor, params: Params, seeds: np.ndarray, restart: int
+    ):
+        self.x, self.best = x, start.contiguous()
+        self.params, self.seeds, self.restart = params, seeds, restart
+        self.block: dict[str, torch.Tensor] = {}
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Go on with the images ``rows`` alone."""
+        self.x, self.best = self.x[rows], self.best[rows]
+        self.seeds = self.seeds[rows.cpu().numpy()]
+        self.block = {name: values[rows] for name, values in self.block.items()}
+
+    def _side(self, query: int) -> int:
+        return window_side(query, self.params, *self.x.shape[2:])
+
+    def _advance(self, query: int) -> int:
+        """The query's place in its block, whose random numbers are drawn at its first query."""
+        import torch
+
+        from certbench.attacks import noise
+
+        place = query % _BLOCK
+        if place == 0:
+            count = min(_BLOCK, self.params.queries - query)
+            shape = (count, self.numbers + self.x.shape[1])
+            counters = (self.restart, query // _BLOCK)
+            drawn = noise.uniform(self.seeds, "square.window", counters, shape).to(self.x.device)
+            sides = torch.tensor([self._side(query + i) for i in range(count)], device=drawn.device)
+            self.block = self._place(drawn, sides)
+        return place
+
+    def _place(self, drawn: torch.Tensor, sides: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Windows and signs, each [n, queries, ...], of uniform numbers."""
+        raise NotImplementedError
+
+    def _pixel(self, drawn: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
+        """Upper left pixels of windows as places in a channel: int64 [n, queries]."""
+        corner = _corner(drawn, sides, self.x)
+        return corner[..., 0] * self.x.shape[3] + corner[..., 1]
+
+
+class _LinfMoves(_Moves):
+    """One window of each image moves to x + epsilon or x - epsilon, channel by channel.
+
+    Adding 2 epsilon and clamping to the ball, as the paper has it, gives these values, because
+    every pixel of the start lies at one of them.
+    """
+
+    numbers = 2
+
+    def __init__(self, x, start, params, seeds, restart):
+        import torch
+
+        super().__init__(x, start, params, seeds, restart)
+        ends = [(x - params.epsilon).clamp(0.0, 1.0), (x + params.epsilon).clamp(0.0, 1.0)]
+        self.ends = torch.stack(ends, 1).flatten(1)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        super().keep(rows)
+        self.ends = self.ends[rows]
+
+    def _place(self, drawn, sides):
+        upper = (drawn[..., 2:] >= 0.5).long() * self.x[0].numel()
+        return {"pixel": self._pixel(drawn[..., :2], sides), "upper": upper}
+
+    def propose(self, query: int) -> torch.Tensor:
+        """Write the window of a query into the best points; :meth:`settle` takes it back."""
+        place = self._advance(query)
+        offsets = _offsets(self._side(query), *self.x.shape[1:], self.x.device)
+        index = self.block["pixel"][:, place, None, None] + offsets
+        self.index = index.flatten(1)
+        source = index + self.block["upper"][:, place, :, None]
+        self.new = self.ends.gather(1, source.flatten(1))
+        flat = self.best.view(len(index), -1)
+        self.old = flat.gather(1, self.index)
+        flat.scatter_(1, self.index, self.new)
+        return self.best
+
+    def settle(self, better: torch.Tensor) -> None:
+        """Keep the windows of the images that are ``better`` for them, bool [n]."""
+        import torch
+
+        kept = torch.where(better.unsqueeze(1), self.new, self.old)
+        self.best.view(len(better), -1).scatter_(1, self.index, kept)
+
+
+class _L2Moves(_Moves):
+    """The perturbation of a second window moves into a first one, reshaped to a signed pyramid."""
+
+    numbers = 5
+
+    def _place(self, drawn, sides):
+        return {
+            "first": self._pixel(drawn[..., :2], sides),
+            "second": self._pixel(drawn[..., 2:4], sides),
+            "flipped": (drawn[..., 4] > 0.5).long(),
+            "sign": _sign(drawn[..., 5:]),
+        }
+
+    def propose(self, query: int) -> torch.Tensor:
+        """The points of a query: float32 [n, C, H, W] (paper, algorithm 3)."""
+        from certbench.attacks.geometry import unit
+
+        place, side, epsilon = self._advance(query), self._side(query), self.params.epsilon
+        block, x = self.block, self.x
+        count, channels = x.shape[:2]
+        offsets = _offsets(side, *x.shape[1:], x.device)
+        first = (block["first"][:, place, None, None] + offsets).flatten(1)
+        second = (block["second"][:, place, None, None] + offsets).flatten(1)
+        delta = (self.best - x).view(count, -1)
+        reserve = (epsilon**2 - (delta**2).sum(1)).clamp_min_(0) / channels
+        # What the second window holds is read after the first is empty: they may overlap.
+        old = delta.gather(1, first).view(count, channels, -1)
+        delta.scatter_(1, first, 0.0)
+        moved = delta.gather(1, second).view(count, channels, -1)
+        delta.scatter_(1, second, 0.0)
+        inside = (old**2).sum(2, keepdim=True)
+        held = inside + (moved**2).sum(2, keepdim=True)
+        pattern = _patterns(side, x.device)[block["flipped"][:, place]].unsqueeze(1)
+        content = pattern * block["sign"][:, place, :, None]
+        content += old / inside.sqrt().add_(1e-12)
+        content /= (content**2).sum(2, keepdim=True).sqrt_().add_(1e-12)
+        content *= held.add_(reserve[:, None, None]).sqrt_()
+        delta.scatter_(1, first, content.flatten(1))
+        self.new = unit(delta, "l2").mul_(epsilon).view_as(x).add_(x).clamp_(0.0, 1.0)
+        return self.new
+
+    def settle(self, better: torch.Tensor) -> None:
+        """Keep the points of the images that are ``better``, bool [n]."""
+        from certbench.attacks.geometry import replace_rows
+
+        replace_rows(self.best, better, self.new)
 
 
 def _start(x: torch.Tensor, params: Params, seeds: np.ndarray, restart: int) -> torch.Tensor:
@@ -198,85 +338,33 @@ def _start(x: torch.Tensor, params: Params, seeds: np.ndarray, restart: int) -> 
     return (x + params.epsilon * unit(delta, "l2")).clamp(0.0, 1.0)
 
 
-def _propose_linf(
-    best: torch.Tensor, x: torch.Tensor, side: int, drawn: torch.Tensor, epsilon: float
-) -> torch.Tensor:
-    """Move one window of each image to x + epsilon or x - epsilon, channel by channel.
+def _corner(drawn: torch.Tensor, side: int | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Upper left corners, uniform over all positions of the window.
 
     Args:
-        best: float32 [n, C, H, W], best points so far.
-        x: Clean images.
-        side: Side of the window.
-        drawn: float32 [n, 2 + C] uniform: corner, one sign per channel.
-        epsilon: Radius.
+        drawn: float32 [..., 2], uniform numbers.
+        side: Side of the windows, one or [...].
+        x: Images [n, C, H, W].
+
+    Returns:
+        int64 [..., 2].
     """
     import torch
 
-    from certbench.attacks.geometry import project
-
-    window = _window(x, _corner(drawn[:, :2], side, x), side)
-    signs = _sign(drawn[:, 2:])[:, :, None, None]
-    moved = project(best + 2.0 * epsilon * signs, x, "linf", epsilon)
-    return torch.where(window, moved, best)
-
-
-def _propose_l2(
-    best: torch.Tensor, x: torch.Tensor, side: int, drawn: torch.Tensor, epsilon: float
-) -> torch.Tensor:
-    """Move the perturbation of a second window into a first one, reshaped to a signed pyramid.
-
-    Args:
-        best: float32 [n, C, H, W], best points so far.
-        x: Clean images.
-        side: Side of both windows.
-        drawn: float32 [n, 5 + C] uniform: two corners, transposition, one sign per channel.
-        epsilon: Radius.
-    """
-    import torch
-
-    from certbench.attacks.geometry import length, per_image, unit
-
-    delta = best - x
-    count, channels = delta.shape[:2]
-    first, second = _corner(drawn[:, :2], side, x), _corner(drawn[:, 2:4], side, x)
-    inside, emptied = _window(x, first, side), _window(x, second, side)
-    reserve = (epsilon**2 - length(delta, "l2") ** 2).clamp_min(0) / channels
-    held = ((delta * (inside | emptied)) ** 2).sum((2, 3), keepdim=True)
-    pattern = _pyramid(side, x.device)
-    pattern = torch.where((drawn[:, 4] > 0.5)[:, None, None], pattern.T, pattern).unsqueeze(1)
-    ahead = torch.arange(side, device=x.device)
-    place = (
-        torch.arange(count, device=x.device)[:, None, None, None],
-        torch.arange(channels, device=x.device)[None, :, None, None],
-        (first[:, :1] + ahead)[:, None, :, None],
-        (first[:, 1:] + ahead)[:, None, None, :],
-    )
-    old = delta[place]
-    old = old / (1e-12 + (old**2).sum((2, 3), keepdim=True).sqrt())
-    content = pattern * _sign(drawn[:, 5:])[:, :, None, None] + old
-    content = content / (1e-12 + (content**2).sum((2, 3), keepdim=True).sqrt())
-    content = content * (per_image(reserve, x) + held).sqrt()
-    delta = torch.where(emptied, 0.0, delta)
-    delta[place] = content
-    return (x + epsilon * unit(delta, "l2")).clamp(0.0, 1.0)
-
-
-def _corner(drawn: torch.Tensor, side: int, x: torch.Tensor) -> torch.Tensor:
-    """Upper left corners, uniform over all positions of the window: int64 [n, 2]."""
-    import torch
-
-    places = torch.tensor([x.shape[2] - side + 1, x.shape[3] - side + 1], device=x.device)
+    sides = torch.as_tensor(side, device=x.device)
+    places = torch.stack([x.shape[2] - sides + 1, x.shape[3] - sides + 1], -1)
     return torch.minimum((drawn * places).long(), places - 1)
 
 
-def _window(x: torch.Tensor, corner: torch.Tensor, side: int) -> torch.Tensor:
-    """The window of each image: bool [n, 1, H, W]."""
+@cache
+def _offsets(
+    side: int, channels: int, height: int, width: int, device: torch.device
+) -> torch.Tensor:
+    """Places of a window's pixels in a flat image, from its first pixel: int64 [C, side^2]."""
     import torch
 
-    down = torch.arange(x.shape[2], device=x.device) - corner[:, :1]
-    across = torch.arange(x.shape[3], device=x.device) - corner[:, 1:]
-    rows, cols = ((offset >= 0) & (offset < side) for offset in (down, across))
-    return (rows[:, :, None] & cols[:, None, :]).unsqueeze(1)
+    pixels = (torch.arange(side)[:, None] * width + torch.arange(side)).flatten()
+    return (torch.arange(channels)[:, None] * height * width + pixels).to(device)
 
 
 def _sign(drawn: torch.Tensor) -> torch.Tensor:
@@ -296,6 +384,15 @@ def _pyramid(side: int, device: torch.device) -> torch.Tensor:
     pattern = np.concatenate([_rectangles(upper, side), -_rectangles(lower, side)])
     pattern /= np.sqrt((pattern**2).sum())
     return torch.from_numpy(pattern.astype(np.float32)).to(device)
+
+
+@cache
+def _patterns(side: int, device: torch.device) -> torch.Tensor:
+    """The pattern and its transpose: float32 [2, side^2]."""
+    import torch
+
+    pattern = _pyramid(side, device)
+    return torch.stack([pattern.flatten(), pattern.T.flatten()])
 
 
 def _rectangles(height: int, width: int) -> np.ndarray:

@@ -52,15 +52,29 @@ class Target:
         self.name = name
         #: Logits [N, K] of the clean images of the batch, where somebody has computed them.
         self.clean_logits: torch.Tensor | None = None
-        self.n_forward = torch.zeros(0, dtype=torch.int64)
-        self.n_backward = torch.zeros(0, dtype=torch.int64)
-        self._finite = torch.ones(0, dtype=torch.bool)
+        self.bind(torch.zeros(0))
 
     def bind(self, x: torch.Tensor) -> None:
         """Start counting for a batch ``x`` of N images."""
-        self.n_forward = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        self.n_backward = torch.zeros_like(self.n_forward)
+        self._forward = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        self._backward = torch.zeros_like(self._forward)
         self._finite = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        # Steps of a run are over the same rows: what they spent is added up when the rows change.
+        self._rows: torch.Tensor | None = None
+        self._owed: list[Any] = [0, 0]
+        self._taint: torch.Tensor | None = None
+
+    @property
+    def n_forward(self) -> torch.Tensor:
+        """int64 [N]: forward passes spent on each image."""
+        self._settle()
+        return self._forward
+
+    @property
+    def n_backward(self) -> torch.Tensor:
+        """int64 [N]: backward passes spent on each image."""
+        self._settle()
+        return self._backward
 
     def redraw(self, round_: int) -> bool:
         """Set which noise an objective that averages over draws uses.
@@ -80,8 +94,7 @@ class Target:
         """Logits [n, K] of the points ``x`` of the images ``rows``, without gradients."""
         with torch.no_grad():
             logits = self._call(self.logits, x, rows)
-        self._count(self.n_forward, rows, _passes(self.logits))
-        self._note_finite(logits, rows)
+        self._note(rows, _passes(self.logits), 0, logits)
         return logits
 
     def gradient(
@@ -121,9 +134,8 @@ class Target:
             parts = [logits.detach(), value.detach(), slope]
             total = [a + b for a, b in zip(total, parts, strict=True)] if total else parts
         logits, value, slope = (part / draws for part in total) if draws > 1 else total
-        self._count(self.n_forward, rows, draws * _passes(self.logits))
-        self._count(self.n_backward, rows, draws * _backward_passes(self.logits))
-        self._note_finite(logits, rows)
+        backward = draws * _backward_passes(self.logits)
+        self._note(rows, draws * _passes(self.logits), backward, logits)
         return logits, value, slope
 
     def _climbed(
@@ -180,10 +192,9 @@ class Target:
             for c in range(classes)
         ]
         passes = _passes(self.logits)
-        self._count(self.n_forward, rows, passes)
-        self._count(self.n_backward, rows, classes * passes)
-        self._note_finite(logits.detach(), rows)
-        return logits.detach(), torch.stack(slopes, 1)
+        logits = logits.detach()
+        self._note(rows, passes, classes * passes, logits)
+        return logits, torch.stack(slopes, 1)
 
     def labels(
         self, x: torch.Tensor, rows: torch.Tensor | None = None, logits: torch.Tensor | None = None
@@ -199,7 +210,7 @@ class Target:
             return (self.scores(x, rows) if logits is None else logits).argmax(1)
         with torch.no_grad():
             labels = self._call(self.judge, x, rows)
-        self._count(self.n_forward, rows, _spent(self.judge, labels))
+        self._note(rows, _spent(self.judge, labels), 0)
         return labels.to(torch.int64)
 
     def is_broken(self, labels: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -229,6 +240,7 @@ class Target:
         Raises:
             CertbenchError: Names the model and the items.
         """
+        self._settle()
         bad = (~self._finite).nonzero().flatten().tolist()
         if bad:
             names = [int(self.items[i]) if self.items is not None else i for i in bad[:5]]
@@ -283,20 +295,32 @@ class Target:
         items = np.concatenate([items, np.repeat(items[:1], padding)]) if padding else items
         return function(x, items=items)[:count]
 
-    def _count(
-        self, counter: torch.Tensor, rows: torch.Tensor | None, passes: int | torch.Tensor
+    def _note(
+        self,
+        rows: torch.Tensor | None,
+        forward: int | torch.Tensor,
+        backward: int,
+        logits: torch.Tensor | None = None,
     ) -> None:
-        if rows is None:
-            counter += passes
-        else:
-            counter[rows] += passes
+        """Count passes of the images ``rows`` and remember whether their logits were finite."""
+        if rows is not self._rows:
+            self._settle()
+            self._rows = rows
+        self._owed = [self._owed[0] + forward, self._owed[1] + backward]
+        if logits is not None:
+            # Zero times a number is zero, and NaN where it is NaN or infinite.
+            taint = logits.mul(0).sum(1)
+            self._taint = taint if self._taint is None else self._taint.add_(taint)
 
-    def _note_finite(self, logits: torch.Tensor, rows: torch.Tensor | None) -> None:
-        finite = torch.isfinite(logits).all(1)
-        if rows is None:
-            self._finite &= finite
-        else:
-            self._finite[rows] &= finite
+    def _settle(self) -> None:
+        """Enter what was spent on the present rows into the counters of the batch."""
+        rows = slice(None) if self._rows is None else self._rows
+        self._forward[rows] += self._owed[0]
+        self._backward[rows] += self._owed[1]
+        self._owed = [0, 0]
+        if self._taint is not None:
+            self._finite[rows] &= self._taint == 0
+            self._taint = None
 
 
 def _passes(function: Callable) -> int:
