@@ -505,9 +505,15 @@ class _Planner:
         }
         if defense is not None:
             work["noise_backend"] = self.config["noise_backend"]
-        checks = self.config["attacks"][attack.definition]["checks"]
-        if checks:
-            work["checks"] = checks
+        entry = self.config["attacks"][attack.definition]
+        if entry["checks"]:
+            work["checks"] = entry["checks"]
+        ranges = self._item_ranges(selection)
+        borrowed: list[dict[str, str]] = [{} for _ in ranges]
+        if entry["surrogate"] is not None:
+            borrowed = self._surrogate_images(selection, variant, model, defense, attack, ranges)
+            if borrowed[0]:
+                work["surrogate"] = entry["surrogate"]
         artifact: dict[str, str] = {}
         if hasattr(attack.module, "fit"):
             key = (selection.id, model.key[0], defense_id, attack.id)
@@ -529,11 +535,29 @@ class _Planner:
                     attack.id,
                     paths.item_range(*items),
                 ),
-                {**self._files(selection, model, variant, items), **artifact},
+                {**self._files(selection, model, variant, items), **artifact, **images},
                 {**work, "items": list(items)},
             )
-            for items in self._item_ranges(selection)
+            for items, images in zip(ranges, borrowed, strict=True)
         ]
+
+    def _surrogate_images(
+        self, selection, variant, model, defense, attack, ranges
+    ) -> list[dict[str, str]]:
+        """What the same attack makes of an undefended surrogate, range by range (check C10)."""
+        entry = self.config["attacks"][attack.definition]
+        spot = f"config: attacks.{attack.definition}.surrogate"
+        if not entry["checks"]:
+            raise CertbenchError(
+                "is used by check C10, and no images are checked",
+                where=spot,
+                remedy="set checks to a number of images, or leave the surrogate out",
+            )
+        if defense is None and model.key[0] == entry["surrogate"]:
+            return [{} for _ in ranges]
+        surrogate = self._model(entry["surrogate"], spot)
+        made = self._attack(selection, variant, surrogate, None, attack, {"fit": []}, spot)
+        return [{"surrogate_images": shard.outputs["images"]} for shard in made]
 
     def _summaries(
         self, name: str, entry: Mapping[str, Any], variants: list[Variant], jobs: dict[str, list]
