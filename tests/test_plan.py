@@ -472,3 +472,18 @@ def test_an_outside_step_that_asks_for_the_unknown_is_refused(tiny, tmp_path):
     tiny["plugins"] = [str(tmp_path / "odd.py")]
     tiny["variants"]["dark"] = {"type": "odd"}
     assert "did you mean 'item_index'?" in refusal(tiny)
+
+
+def test_depth_from_a_dataset_without_depth_is_refused(tiny):
+    fog = {"type": "corruption_3d", "corruption": "fog_3d", "severity": [1, 2], "depth": "dataset"}
+    tiny["variants"]["dark"] = fog
+    message = refusal(tiny)
+    assert "config: variants.dark" in message and "true depth" in message
+    assert "dataset 'digits' (type digits)" in message and "streets" in message
+    # A type that needs no depth asks for none.
+    tiny["variants"]["dark"] = {**fog, "corruption": "iso_noise"}
+    assert len(variant_jobs(tiny)) == 2
+    tiny["datasets"]["streets"] = {"type": "streets"}
+    tiny["variants"]["dark"] = fog
+    tiny["experiments"][1]["datasets"] = [{"name": "streets", "view": "native", "limit": 20}]
+    assert len(variant_jobs(tiny)) == 2

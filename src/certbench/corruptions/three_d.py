@@ -213,6 +213,19 @@ def check(corruption: str, severity: int, seed: int, known: Sequence[str] = CORR
         )
 
 
+def item_seed(seed: int, dataset: str, item_id: str, corruption: str) -> int:
+    """Seed of one item's corruption: the same for all severities, so that curves are paired.
+
+    Args:
+        seed: Run seed.
+        dataset: Id of the dataset.
+        item_id: Name of the item.
+        corruption: Type.
+    """
+    text = f"{seed}|{dataset}|{item_id}|{corruption}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
 def generator(seed: int, stream: str) -> np.random.Generator:
     """The random generator of one image for one purpose."""
     word = int.from_bytes(hashlib.sha256(stream.encode()).digest()[:8], "little")

@@ -78,7 +78,7 @@ def apply_steps(
         params = _params(module, step)
         if getattr(module, "needs_uint8", False) and images.dtype != np.uint8:
             images = np.rint(images * 255.0).clip(0, 255).astype(np.uint8)
-        extra = {need: context[need] for need in needs_of(module, step["name"])}
+        extra = {need: context.get(need) for need in needs_of(module, step["name"])}
         with _naming(module, step):
             made = module.apply(params, images, item_ids, seed, dataset, **extra)
         if made.shape != images.shape:
@@ -123,7 +123,7 @@ def apply_label_maps(
     for step in steps:
         module = load("variant", step["name"])
         if hasattr(module, "label_maps"):
-            extra = {need: context[need] for need in needs_of(module, step["name"])}
+            extra = {need: context.get(need) for need in needs_of(module, step["name"])}
             with _naming(module, step):
                 params = _params(module, step)
                 made = module.label_maps(params, maps, item_ids, seed, dataset, **extra)
