@@ -6,13 +6,16 @@
     python benchmarks/streets.py depth                 # sensitivity to the depth map
     python benchmarks/streets.py sheet OUT.png         # contact sheet of seeds and conditions
 
-Times are processor time, which other programs on the machine disturb least; of several rounds the
-fastest counts. With ``--check`` the exit status tells whether 50 scenes per second were reached.
+What counts is processor time, which other programs on the machine disturb least (they still share
+its caches and memory), of each scene in the fastest of several rounds. Wall time of the same
+renders, disturbances included, stands beside it, and the load of the machine. With ``--check`` the
+exit status tells whether 50 scenes per second of processor time were reached.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -44,20 +47,36 @@ def fastest(work, rounds: int) -> float:
 
 def speed(height: int, width: int, seeds: int, rounds: int) -> float:
     """Print scenes per second for each condition; returns that of an equal mix."""
-    total = 0.0
+    busy: dict[tuple[str, int], float] = {}
+    spent: dict[str, list[float]] = {condition: [0.0, 0.0] for condition in CONDITIONS}
     for condition in CONDITIONS:
         render(0, height, width, condition)
-
-        def work(condition=condition):
+    # Conditions in turn, so that a disturbance does not fall on one of them.
+    for _ in range(rounds):
+        for condition in CONDITIONS:
             for seed in range(seeds):
+                wall, processor = time.perf_counter(), time.process_time()
                 render(seed, height, width, condition)
+                processor = time.process_time() - processor
+                key = (condition, seed)
+                busy[key] = min(busy.get(key, math.inf), processor)
+                spent[condition][0] += time.perf_counter() - wall
+                spent[condition][1] += processor
+    print("          processor time: fastest   all renders   wall time: all renders")
 
-        seconds = fastest(work, rounds) / seeds
-        total += seconds
-        print(f"  {condition:6s} {1 / seconds:7.1f} scenes/s  {1e3 * seconds:7.1f} ms")
-    mixed = len(CONDITIONS) / total
-    print(f"  mixed  {mixed:7.1f} scenes/s at {height} x {width}")
-    return mixed
+    def line(name: str, fastest: float, processor: float, wall: float) -> None:
+        print(f"  {name:6s} {1 / fastest:15.1f} scenes/s {1 / processor:9.1f} {1 / wall:21.1f}")
+
+    count = seeds * rounds
+    best = {c: sum(busy[c, seed] for seed in range(seeds)) / seeds for c in CONDITIONS}
+    for condition in CONDITIONS:
+        wall, processor = spent[condition]
+        line(condition, best[condition], processor / count, wall / count)
+    mixed = sum(best.values()) / len(CONDITIONS)
+    wall, processor = (sum(one[i] for one in spent.values()) / count / len(spent) for i in (0, 1))
+    line("mixed", mixed, processor, wall)
+    print(f"  at {height} x {width}; load of the machine {os.getloadavg()[0]:.1f}")
+    return 1 / mixed
 
 
 def shares(seeds: int) -> None:

@@ -15,7 +15,7 @@ from certbench.datasets.streets_layout import SceneDescription
 from certbench.datasets.streets_noise import mottled
 from certbench.datasets.streets_random import generator
 from certbench.datasets.streets_raster import quad_maps, quad_spans, row_range
-from certbench.datasets.streets_vectors import dot, single
+from certbench.datasets.streets_vectors import dot, outer, single
 from certbench.errors import CertbenchError, did_you_mean
 
 SHADOW_REACH = 70.0
@@ -336,13 +336,16 @@ def daylight(air: Atmosphere, normal: np.ndarray, shadow) -> np.ndarray:
         shadow: Blocked share of the sunlight, float32 [n] or a number.
     """
     facing = np.maximum(normal @ single(air.sun), 0) * (1 - air.shadow * shadow)
-    up = (0.5 + 0.5 * normal[:, 1])[:, None]
-    ambient = single(air.bounce) * (1 - up) + single(air.skylight) * up
+    up = 0.5 + 0.5 * normal[:, 1]
+    down = 1 - up
     if air.condition != "clear":
-        ambient = ambient * (1 - 0.6 * air.shadow * np.reshape(shadow, (-1, 1)))
+        open_ = 1 - 0.6 * air.shadow * np.reshape(shadow, -1)
     else:
-        ambient = ambient * (1 - 0.18 * np.reshape(shadow, (-1, 1)))
-    return ambient + facing[:, None] * single(air.sunlight)
+        open_ = 1 - 0.18 * np.reshape(shadow, -1)
+    channels = zip(single(air.bounce), single(air.skylight), single(air.sunlight), strict=True)
+    return np.stack(
+        [(low * down + high * up) * open_ + facing * sun for low, high, sun in channels], axis=-1
+    )
 
 
 def lamplight(description: SceneDescription, camera: Camera, point, normal) -> np.ndarray:
@@ -367,7 +370,7 @@ def lamplight(description: SceneDescription, camera: Camera, point, normal) -> n
         warm = (11.0 * facing * under / (square + 6.0)).sum(0)
     else:
         warm = np.zeros(len(point), np.float32)
-    total = warm[:, None] * single([1.0, 0.76, 0.44])
+    total = outer(warm, single([1.0, 0.76, 0.44]))
     eye = single(camera.position) - single([0, 0.75, 0])
     ray = point - eye
     square = dot(ray, ray)
@@ -379,5 +382,5 @@ def lamplight(description: SceneDescription, camera: Camera, point, normal) -> n
     rise = ray[:, 1] / ahead
     beam = np.exp(-((swing / 0.38) ** 2) - (np.maximum(rise + 0.015, -0.05) / 0.055) ** 2)
     facing = np.maximum(-dot(ray, normal) / distance, 0.0)
-    total += (48 * beam * (0.04 + facing) / (square + 40))[:, None] * single([1.0, 0.95, 0.84])
+    total += outer(48 * beam * (0.04 + facing) / (square + 40), single([1.0, 0.95, 0.84]))
     return total

@@ -128,13 +128,17 @@ def surfaces(scene: Primitives, seen: Visible, points: np.ndarray) -> Surface:
 def _normals(scene: Primitives, primitive, local) -> np.ndarray:
     outward = np.cross(scene.u, scene.v)
     outward /= np.sqrt(dot(outward, outward))[:, None]
-    turn = np.linalg.inv(scene.axes).transpose(0, 2, 1).copy()
-    turn[scene.cylinder, :, 1] = 0
     normal = np.empty((len(primitive), 3), np.float32)
     is_flat = primitive < scene.quads
     flat, round_ = np.flatnonzero(is_flat), np.flatnonzero(~is_flat)
     normal[flat] = outward.astype(np.float32).take(primitive[flat], 0)
-    rows = turn.astype(np.float32).take(primitive[round_] - scene.quads, 0)
+    which = primitive[round_] - scene.quads
+    # Few of the round primitives are visible; only theirs are inverted.
+    visible = np.zeros(len(scene.axes), bool)
+    visible[which] = True
+    turn = np.linalg.inv(scene.axes[visible]).transpose(0, 2, 1).astype(np.float32, order="C")
+    turn[scene.cylinder[visible], :, 1] = 0
+    rows = turn.take((np.cumsum(visible) - 1)[which], 0)
     bent = np.einsum("nij,nj->ni", rows, local.take(round_, 0))
     normal[round_] = bent / np.sqrt(dot(bent, bent))[:, None]
     return normal

@@ -8,7 +8,7 @@ import numpy as np
 
 from certbench.datasets.streets_light import Atmosphere
 from certbench.datasets.streets_noise import grain
-from certbench.datasets.streets_vectors import single
+from certbench.datasets.streets_vectors import single, threefold
 
 
 def haze(radiance: np.ndarray, depth: np.ndarray, air: Atmosphere) -> np.ndarray:
@@ -23,7 +23,11 @@ def haze(radiance: np.ndarray, depth: np.ndarray, air: Atmosphere) -> np.ndarray
     if air.condition != "fog":
         # Other skies have their own colours, which include the air's light.
         through = np.where(np.isinf(depth), np.float32(1), through)
-    return radiance * through[..., None] + (1 - through)[..., None] * single(air.airlight)
+    rest = 1 - through
+    faded = [
+        radiance[..., i] * through + rest * light for i, light in enumerate(single(air.airlight))
+    ]
+    return np.stack(faded, axis=-1)
 
 
 def mirrored(radiance: np.ndarray, is_ground: np.ndarray) -> np.ndarray:
@@ -131,7 +135,7 @@ def falling(
         np.maximum.at(veil, at, np.where(hidden, 0, strong[shown]).astype(np.float32))
     veil = veil.reshape(height, width)
     white = 0.93 if air.condition == "snow" else 0.80
-    return display + veil[..., None] * (white - display)
+    return display + threefold(veil) * (white - display)
 
 
 def lens(image: np.ndarray) -> np.ndarray:
