@@ -487,3 +487,63 @@ def test_depth_from_a_dataset_without_depth_is_refused(tiny):
     tiny["variants"]["dark"] = fog
     tiny["experiments"][1]["datasets"] = [{"name": "streets", "view": "native", "limit": 20}]
     assert len(variant_jobs(tiny)) == 2
+
+
+def segmenting(tiny):
+    """The small study, measured on the label maps of streets."""
+    tiny["datasets"]["streets"] = {"type": "streets", "condition": "clear"}
+    tiny["models"]["segmenter"] = {
+        "task": "segmentation",
+        "builder": {"type": "small_unet"},
+        "recipe": {"type": "standard", "epochs": 1, "batch_size": 8, "flip": False},
+        "train_on": {"dataset": "streets", "view": "native", "limit": 20},
+    }
+    tiny["experiments"][1] = {
+        "name": "shifted",
+        "task": "segmentation",
+        "datasets": [{"name": "streets", "view": "native", "limit": 20}],
+        "variants": ["dark"],
+        "models": ["segmenter"],
+    }
+    return tiny
+
+
+def test_scenes_are_swept_over_corruptions_and_conditions(tiny):
+    tiny = segmenting(tiny)
+    tiny["variants"]["dark"] = {"type": "condition", "condition": ["night", "fog", "rain", "snow"]}
+    ids = {key[1].rsplit("-", 1)[0] for key in variant_jobs(tiny)}
+    assert ids == {f"{name}-condition" for name in ("night", "fog", "rain", "snow")}
+    tiny["variants"]["dark"] = {
+        "type": "scene_3d",
+        "corruption": ["camera_roll_streets", "flash"],
+        "severity": [1, 5],
+        "materialise": True,
+    }
+    assert len(variant_jobs(tiny)) == len(variant_jobs(tiny, "materialise")) == 4
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"type": "scene_3d", "corruption": "camera_roll_streets", "severity": 1},
+        {"type": "condition", "condition": "night"},
+    ],
+)
+def test_scene_steps_are_refused_where_there_are_no_scenes(tiny, variant):
+    tiny["variants"]["dark"] = variant
+    message = refusal(tiny)
+    assert "scenes that can be rendered again" in message
+    assert "dataset 'digits' (type digits)" in message and "type streets" in message
+
+
+def test_a_condition_is_refused_where_it_is_the_label(tiny):
+    tiny["datasets"]["streets"] = {"type": "streets"}
+    tiny["experiments"][1]["datasets"] = [{"name": "streets", "view": "native", "limit": 20}]
+    for variant in (
+        {"type": "condition", "condition": "night"},
+        {"type": "scene_3d", "corruption": "flash", "severity": 1, "condition": "night"},
+    ):
+        tiny["variants"]["dark"] = variant
+        assert "changes what the labels of task classification say" in refusal(tiny)
+    tiny["variants"]["dark"] = {"type": "scene_3d", "corruption": "flash", "severity": 1}
+    assert variant_jobs(tiny)

@@ -7,7 +7,7 @@ dataset, **needs)``. Optional, at the top level of its module:
 * ``needs_uint8 = True``: float images are rounded to levels first.
 * ``replaces = True``: the step takes the place of the images, so it must be the first of a variant.
 * ``requires(params)``: names of :data:`HOOKS` that the dataset must offer; planning refuses others.
-* ``spoils``: tasks whose labels the step makes untrue; planning refuses them.
+* ``spoils(params)``: tasks whose labels the step makes untrue; planning refuses them.
 * ``check(params, source)``: refuse, before any model is loaded, what cannot be applied to these
   items (:class:`Source`).
 * ``label_maps(params, maps, item_ids, seed, dataset, **needs)``: the label of each pixel after the
@@ -107,9 +107,9 @@ def check_fit(step: Any, position: int, dataset: Any, task: str, where: str) -> 
                 remedy="use it on a dataset that has, such as type streets, or exclude this "
                 "dataset and variant",
             )
-    if task in getattr(step.module, "spoils", ()):
+    if hasattr(step.module, "spoils") and task in step.module.spoils(step.params):
         raise CertbenchError(
             f"step '{step.name}' changes what the labels of task {task} say",
             where=where,
-            remedy="use it for another task, or leave the variant out",
+            remedy="use it for another task, or leave the variant out of this experiment",
         )
