@@ -475,6 +475,7 @@ def probed(plan: Plan, seconds: float) -> dict[str, throughput.Rate]:
     models = {key[0]: job for (rule, key), job in plan.jobs.items() if rule in ("train", "fetch")}
     for name, job in models.items():
         work = {
+            "task": job.work["task"],
             "builder": job.work["builder"],
             "num_classes": job.work["num_classes"] or 10,
             "side": sides.get(name, 224),

@@ -134,7 +134,7 @@ def probe(work: Mapping[str, Any], seconds: float, batch_size: int) -> Rate:
     Weights are drawn at random: time does not depend on them.
 
     Args:
-        work: Work of a planned ``collect`` (or ``predict``) job, with ``builder``,
+        work: Work of a planned ``collect`` or ``predict`` job, with ``task``, ``builder``,
             ``num_classes`` and ``side`` added.
         seconds: How long to measure, after a warm-up.
         batch_size: Images per forward pass.
@@ -154,6 +154,8 @@ def probe(work: Mapping[str, Any], seconds: float, batch_size: int) -> Rate:
     builder = plugins.load("model", block["name"], tuple(work["plugins"]), where="probe")
     params = build(builder.Params, block["params"], "probe")
     net = builder.build(params, work["num_classes"], pretrained=False)
+    if work["task"] == "segmentation":  # one vote an image is counted, whatever its pixels say
+        net = torch.nn.Sequential(net, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     whole = Network(net, (0.5,) * 3, (0.25,) * 3, work["num_classes"])
     model, _ = smoothing.for_inference(whole.to(device).eval().requires_grad_(False))
     images = torch.rand((1, 3, side, side))

@@ -135,14 +135,14 @@ class _Block:
             box = (x / width, (y - self.cell) / height, (_CELL - _GAP) / width, self.cell / height)
             _picture(figure.add_axes(box), pixels)
 
-        kind = "; synthetic" if self.card.synthetic else ""
-        title = f"{self.card.title}, {self.split}: maps of {model}{kind}"
-        text(0.05, top - 0.05, title, fontsize=9, fontweight="bold")
+        kind = ["synthetic images"] if self.card.synthetic else []
+        text(0.05, top - 0.05, f"{self.card.title}, {self.split}", fontsize=9, fontweight="bold")
         if not self.shown:
             words = "not shown: their terms do not say that they may be passed on (embed_images)"
             text(0.05, top - 0.3, f"Images are {words}", color=style.MUTED)
             return
-        notes = [f"shifts at: {self.common}"] if self.common else []
+        notes = [*kind, f"maps of {model}"]
+        notes += [f"shifts at: {self.common}"] if self.common else []
         notes += [f"{self.left_out} more not shown"] if self.left_out else []
         text(0.05, top - 0.22, "; ".join(notes), color=style.MUTED)
         for i, (name, *_) in enumerate(self.columns):

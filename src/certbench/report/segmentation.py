@@ -64,10 +64,9 @@ def sentences(found: Sources, numbers: Numbers) -> list[str]:
                     continue
                 told = f"{value.percent} ({value.interval})" if value.interval else value.percent
                 if variant == "clean":
-                    images = wording.plural(value.n, "image")
-                    kind = "rendered " if place[0] in found.synthetic else ""
+                    kind = "rendered image" if place[0] in found.synthetic else "image"
                     where = wording.place(place[0], place[1])
-                    clean.append(f"{told} on {kind}{images} of {where}")
+                    clean.append(f"{told} on {wording.plural(value.n, kind)} of {where}")
                 else:
                     shifted.append((value.value, f"{told} on {place[0]} under {names[variant]}"))
         if not clean and not shifted:
@@ -78,7 +77,7 @@ def sentences(found: Sources, numbers: Numbers) -> list[str]:
         if clean:
             text += wording.listed(clean)
             if shifted:
-                text += f"; it fares worst with {min(shifted)[1]}"
+                text += f"; of the variants it fares worst with {min(shifted)[1]}"
         else:
             text += f"{min(shifted)[1]}, its worst shift"
         said.append(text + ".")
