@@ -112,6 +112,19 @@ def test_missing_datasets_and_weights_are_failures_with_their_key(tmp_path):
     assert finding.level == "failure" and "models.resnet.source.path" in finding.remedy
 
 
+def test_published_sets_that_are_missing_are_failures_told_once(tmp_path):
+    (tmp_path / "there").mkdir()
+    steps = [
+        {"name": "imagenet_c", "params": {"root": str(tmp_path / "gone"), "severity": 1}},
+        {"name": "imagenet_c", "params": {"root": str(tmp_path / "gone"), "severity": 2}},
+        {"name": "corruption_3d", "params": {"depth_root": str(tmp_path / "there")}},
+        {"name": "corruption_3d", "params": {"depth_root": None, "depth_model": None}},
+    ]
+    found = list(doctor.variants(planned_with("predict", "m", variant={"steps": steps})))
+    assert [finding.level for finding in found] == ["failure", "fine"]
+    assert "correct root of the variants of type imagenet_c" in found[0].remedy
+
+
 def test_weights_from_the_network_without_a_digest_are_a_warning():
     source = {"name": "url", "params": {"url": "https://example.org/x", "sha256": None}}
     (finding,) = doctor.checkpoints(planned_with("fetch", "resnet", source=source))

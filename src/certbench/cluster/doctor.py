@@ -67,6 +67,7 @@ def examine(plan: Plan, profile: Mapping[str, Any]) -> Iterator[Finding]:
     yield from programs(slurm)
     yield _guarded("results folder", preflight.results_folder, "can be written")
     yield from datasets(plan)
+    yield from variants(plan)
     yield from checkpoints(plan)
     yield from space(plan)
     if slurm:
@@ -158,6 +159,24 @@ def datasets(plan: Plan) -> Iterator[Finding]:
                 f"folder {root} does not exist",
                 f"correct datasets.{name}.root; an expired workspace comes back with ws_restore",
             )
+
+
+def variants(plan: Plan) -> Iterator[Finding]:
+    """Folders and files that steps of variants read: published sets, depth."""
+    seen: set[tuple[str, str]] = set()
+    for job in plan.jobs.values():
+        for step in (job.work.get("variant") or {}).get("steps", ()):
+            for key in ("root", "depth_root", "depth_model"):
+                path = step["params"].get(key)
+                if path is None or (step["name"], path) in seen:
+                    continue
+                seen.add((step["name"], path))
+                if Path(path).expanduser().exists():
+                    yield Finding(f"variants {step['name']}", "fine", str(path))
+                else:
+                    remedy = f"correct {key} of the variants of type {step['name']}"
+                    text = f"{path} does not exist"
+                    yield Finding(f"variants {step['name']}", "failure", text, remedy)
 
 
 def checkpoints(plan: Plan) -> Iterator[Finding]:
