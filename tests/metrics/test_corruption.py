@@ -299,3 +299,10 @@ def test_one_type_made_in_two_ways_belongs_to_two_tables():
     tables = {found[b["variant_id"]].severity_table for b in blocks}
     assert len(found) == 4 and len(tables) == 2
     assert all(table.startswith("corruption_3d-") for table in tables)
+
+
+def test_the_same_corruption_with_the_artefacts_of_jpeg_belongs_to_a_table_of_its_own():
+    plain, coded = block("fog", 3, "imagenet"), block("fog", 3, "imagenet")
+    coded = {**coded, "variant_id": "coded", "encoding": "jpeg85"}
+    found = tabulating.corruptions([plain, coded])
+    assert found[plain["variant_id"]].severity_table != found["coded"].severity_table
