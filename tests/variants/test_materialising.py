@@ -131,3 +131,14 @@ def test_a_float_variant_is_not_made_jpeg(make_job, tmp_path):
     job = make_job(variant, attack_images=[tmp_path / "adv.npz"])
     with pytest.raises(CertbenchError, match=r"adv-jpeg85: .*losslessly"):
         materialising.run(job)
+
+
+def test_a_job_is_refused_as_it_opens_its_items_and_a_stored_one_needs_no_sources(make_job):
+    params = {"root": "nowhere", "corruption": "fog", "severity": 1, "items": 10_000}
+    steps = [{"name": "cifar10_c", "version": 1, "params": params}]
+    variant = {"variant_id": "fog-1-cifar10_c", "steps": steps}
+    job = make_job(variant)
+    with pytest.raises(CertbenchError, match=r"variant step cifar10_c: root: .*nowhere"):
+        applying.open_items(job, job.work["dataset"])
+    reader = make_job(variant, stored=job.output("images"))
+    assert len(applying.open_items(reader, job.work["dataset"]).rows(0, 45)) == 45

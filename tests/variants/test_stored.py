@@ -129,3 +129,19 @@ def test_datasets_of_type_parquet_read_it(tmp_path):
     assert card.class_names[:2] == ("class 0", "class 1")
     found = np.stack([np.asarray(image) for image in parquet.read(params, index)])
     assert np.array_equal(found, items.images)
+
+
+def test_datasets_of_type_parquet_read_its_label_maps(tmp_path):
+    from certbench.datasets import masks, parquet
+
+    items = batch(7)
+    maps = np.random.default_rng(2).integers(0, 9, (7, 24, 20), np.uint8)
+    encoded = [masks.png(one) for one in maps]
+    written(tmp_path / "a.parquet", items, items.images, "jpeg85", mask=encoded)
+    params = parquet.Params(
+        root=str(tmp_path), files={"test": "*.parquet"}, mask="mask", num_mask_classes=9
+    )
+    index, _ = parquet.prepare(params, ["test"], 0, lambda done, total: None)
+    assert np.array_equal(np.stack(parquet.read_masks(params, index)), maps)
+    coded = stored.as_coded(items.images, "jpeg85", "noise-1")
+    assert np.array_equal(np.stack([np.asarray(i) for i in parquet.read(params, index)]), coded)
