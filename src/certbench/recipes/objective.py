@@ -36,9 +36,10 @@ def cross_entropy(
     weight = logits.new_tensor(class_weights, dtype=torch.float32) if class_weights else None
     if logits.ndim == 2:
         return functional.cross_entropy(logits, labels, weight=weight)
+    # Reduced here: CUDA's own reduction over pixels is not deterministic.
     total = functional.cross_entropy(
-        logits.float(), labels, weight=weight, ignore_index=IGNORE, reduction="sum"
-    )
+        logits.float(), labels, weight=weight, ignore_index=IGNORE, reduction="none"
+    ).sum()
     counted = labels != IGNORE
     if weight is None:
         return total / counted.sum().clamp_min(1)
