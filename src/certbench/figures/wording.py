@@ -31,6 +31,7 @@ VERDICTS = {
     "proven": "proven: certified at the budget",
     "unknown": "unknown: neither certified nor broken",
     "refuted": "refuted: broken, and not certified there",
+    "outside": "outside the certificate's threat model: nothing is compared",
     "clean_error": "wrong without any attack",
 }
 """The verdicts of an audit, worst news first."""
@@ -110,6 +111,9 @@ def threat(threat_id: str | None) -> str:
         rest = [part.replace("of", "/") for part in parts[2:3]]
         more = f" ({', '.join(parts[3:])})" if len(parts) > 3 else ""
         return norm(parts[1]) + (f"\u00a0≤\u00a0{rest[0]}" if rest else "") + more
+    if parts[0] == "patch" and len(parts) == 4 and parts[3] == "pixels":
+        shape = f"{parts[2]}×{parts[2]}" if parts[1] == "square" else f"{parts[1]} {parts[2]}"
+        return f"{shape} patch"
     return " ".join(parts)
 
 

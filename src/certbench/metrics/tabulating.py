@@ -38,10 +38,14 @@ GROUP = [
 SHIFT = ["corruption", "severity", "severity_table"]
 """What a corruption variant is; rows about several of them leave out what differs."""
 
+TOLD = ["attacked", "judged_by", "knowledge"]
+"""What an attack row says of itself: which objective, which rule, how much was known."""
+
 COLUMNS = [
     "experiment",
     *GROUP,
     *SHIFT,
+    *TOLD,
     "metric",
     "parameter",
     "value",
@@ -103,7 +107,8 @@ def corruptions(variants: Sequence[Mapping[str, Any]]) -> dict[str, Corruption]:
             continue
         table = str(rest.pop("severity_table", None) or step["name"])
         made = Corruption(str(name), int(severity), table)
-        found[block["variant_id"]] = (made, canonical([step["name"], rest]))
+        how = [step["name"], rest, block.get("encoding")]
+        found[block["variant_id"]] = (made, canonical(how))
     ways: dict[Corruption, set[str]] = {}
     for made, way in found.values():
         ways.setdefault(made, set()).add(way)
@@ -206,7 +211,17 @@ def tabulate(
             name: None if part is None or part != part else str(part)
             for name, part in zip(keys, key, strict=True)
         }
+        labels |= _told(group)
         made += [{**labels, **row} for row in module.compute(group, params, context)]
+    return made
+
+
+def _told(group: pd.DataFrame) -> dict[str, str | None]:
+    """What the attack rows of a group say of themselves, each statement once."""
+    made: dict[str, str | None] = {}
+    for name in TOLD:
+        said = group[name].dropna().unique() if name in group else ()
+        made[name] = "; ".join(map(str, said)) or None
     return made
 
 
@@ -276,7 +291,7 @@ def write_table(job: Job, table: pd.DataFrame) -> None:
     import pyarrow.parquet as pq
 
     footer = json.dumps({"kind": "table", **job.provenance()}, default=str)
-    texts = ("experiment", *GROUP, "corruption", "severity_table", "metric", "note")
+    texts = ("experiment", *GROUP, "corruption", "severity_table", *TOLD, "metric", "note")
     typed = table.astype({**dict.fromkeys(texts, "string"), "severity": "Int64", "n": "int64"})
     for name in ("parameter", "value", "low", "high"):
         typed[name] = typed[name].astype("float64")

@@ -150,6 +150,7 @@ def context(found: Sources) -> dict[str, Any]:
         "findings": made,
         "cross": crosstable.build(found, numbers),
         "audit": audit,
+        "attacked": details.attacked(found),
         "checks": checks,
         "alarms": sum(check["alarm"] for check in checks),
         "certificates": details.certificates(found, numbers),

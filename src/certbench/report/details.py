@@ -57,6 +57,28 @@ def audit(found: Sources) -> Audit:
     )
 
 
+def attacked(found: Sources) -> list[dict[str, Any]]:
+    """What each attack was aimed at, who judged it, and what it knew of the target."""
+    made: dict[tuple, dict[str, Any]] = {}
+    for row in found.tables.itertuples():
+        said = getattr(row, "attacked", None)
+        if row.metric != "robust_accuracy" or not wording.known(said):
+            continue
+        key = (row.dataset, row.split, row.view, row.variant_id, row.model, row.defense, row.attack)
+        made[key] = {
+            "attack": row.attack,
+            "threat_id": row.threat_id,
+            "series": wording.series(row.model, row.defense),
+            "place": wording.place(row.dataset, row.split, row.variant_id),
+            "attacked": said,
+            "judged_by": row.judged_by,
+            "knowledge": row.knowledge,
+            "right": wording.percent(row.value),
+            "interval": wording.interval(row.low, row.high),
+        }
+    return list(made.values())
+
+
 def checks(found: Sources) -> list[dict[str, Any]]:
     """Checks of the attack evaluations, those that raised an alarm first."""
     made = []

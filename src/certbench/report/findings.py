@@ -106,6 +106,8 @@ def _finding(sources: Sources, numbers: Numbers, place: tuple, pair: tuple[str, 
     made = Finding(f"{wording.series(*pair)}, {wording.place(place[0], place[1])}")
     made.certified = certified.value if certified else 0.0
     ball = f"{wording.norm(threat.get('threat_norm'))} radius {radius:g}" if radius else ""
+    if radius and threat.get("threat_kind") == "patch":
+        ball = f"a patch of {radius:g} pixels"
     right = numbers.get("certified_accuracy", place, pair, parameter=0.0)
     bare = numbers.get("accuracy", place, (pair[0], "none"))
     for value, caption in (
@@ -195,7 +197,7 @@ def _ball(threat: dict[str, Any], size: str) -> str:
     if kind == "lp":
         return f"every change with {wording.norm(norm)} norm below {size}"
     if kind == "patch":
-        return f"every {norm} patch up to size {size}"
+        return f"every {norm} patch with sides up to {size} pixels"
     return f"every {kind or 'change'} up to size {size}"
 
 
@@ -211,7 +213,7 @@ def _attacked(
     part = _Part()
     inside: list[tuple[str, str, Value, Value]] = []
     outside: list[tuple[str, str, Value]] = []
-    norm = f"lp-{threat.get('threat_norm')}-"
+    norm = f"{threat.get('threat_kind', 'lp')}-{threat.get('threat_norm')}-"
     for attack, threat_id in numbers.attacks.get(place, []):
         robust = numbers.get("robust_accuracy", place, pair, attack=attack)
         proven = numbers.get("proven", place, pair, attack=attack)
