@@ -312,6 +312,19 @@ def transfer_against_white_box(
     )
 
 
+def no_surrogate() -> Check:
+    """C10 where nothing is there to transfer: missing, with the reason."""
+    return Check(
+        "C10",
+        "points by which transfer breaks more than the white-box attack: not made, because the "
+        "attack names no surrogate",
+        float("nan"),
+        0.5,
+        False,
+        "gradient masking would go unseen by this check",
+    )
+
+
 def logit_scale(
     logits: Scores,
     x: torch.Tensor,
@@ -444,7 +457,7 @@ def examine(
         limit: Number of images used by the checks that attack.
         steps: APGD steps of these checks.
         surrogate_adv: float32 [n, C, H, W], adversarial examples of a surrogate for the first
-            ``limit`` images; needed for C10.
+            ``limit`` images; without them C10 is a row that says so.
 
     Returns:
         Rows in the order C1 to C12; the checks that need gradients are left out where there are
@@ -487,8 +500,11 @@ def examine(
             broken = broken_by(target, x, y, params, seeds)
     if broken is not None:
         found.append(noise_against_attack(target, x, y, ball, seeds, broken))
-        if surrogate_adv is not None:
-            found.append(transfer_against_white_box(target, surrogate_adv, y, broken))
+        found.append(
+            no_surrogate()
+            if surrogate_adv is None
+            else transfer_against_white_box(target, surrogate_adv, y, broken)
+        )
     if differentiable:
         found.append(logit_scale(work.logits, x, y, params, seeds, items))
         found.append(unbounded_targets(target, x, y, params, seeds))

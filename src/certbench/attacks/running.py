@@ -11,6 +11,7 @@ import numpy as np
 
 from certbench.certify.noise import seed64
 from certbench.certify.protocol import Surface, SurfaceWork
+from certbench.errors import CertbenchError
 from certbench.models.predicting import open_model
 from certbench.params import build
 from certbench.results import rows
@@ -126,7 +127,8 @@ def run(job: Job) -> None:
         spent = progress.seconds if progress.resumed else time.perf_counter() - began
         if surface.confirm is not None:
             _confirm(columns, surface.confirm, adversarial, batch, attack_work)
-        checks = _checks(attack_work, columns, int(work.get("checks", 0)))
+        borrowed = _surrogate_images(job, batch.item_index, int(work.get("checks", 0)))
+        checks = _checks(attack_work, columns, int(work.get("checks", 0)), borrowed)
         _write(job, module, params, columns, adversarial, batch, images, spent, checks, attack_work)
         progress.clear()
 
@@ -170,13 +172,40 @@ def _confirm(
     columns |= {"adv_pred": predictions, "n_forward": forward}
 
 
-def _checks(work: AttackWork, columns: dict, limit: int) -> list[dict[str, Any]]:
+def _surrogate_images(job: Job, item_index: np.ndarray, limit: int) -> Any:
+    """Adversarial images of the surrogate for the first items: float32 [n, C, H, W], or None.
+
+    Raises:
+        CertbenchError: An item is not among them.
+    """
+    if not limit or "surrogate_images" not in job.inputs:
+        return None
+    import torch
+
+    (path,) = job.inputs["surrogate_images"]
+    with np.load(path, allow_pickle=False) as archive:
+        row = {int(item): at for at, item in enumerate(archive["item_index"])}
+        missing = [int(item) for item in item_index[:limit] if int(item) not in row]
+        if missing:
+            raise CertbenchError(
+                f"item {missing[0]} is missing",
+                where=str(path),
+                remedy="delete the file and run again",
+            )
+        images = archive["x_adv"][[row[int(item)] for item in item_index[:limit]]]
+    return torch.from_numpy(images).to(job.device)
+
+
+def _checks(
+    work: AttackWork, columns: dict, limit: int, surrogate_adv: Any
+) -> list[dict[str, Any]]:
     """Checks C1 to C12 of this evaluation on its first images, where they are asked for."""
     if not limit or not hasattr(work.params, "norm"):
         return []
     from certbench.attacks import checks
 
-    return [check.row() for check in checks.examine(work, columns, limit=limit)]
+    found = checks.examine(work, columns, limit=limit, surrogate_adv=surrogate_adv)
+    return [check.row() for check in found]
 
 
 def _write(job, module, params, columns, adversarial, batch, images, spent, checks, work) -> None:
