@@ -306,3 +306,49 @@ def test_the_same_corruption_with_the_artefacts_of_jpeg_belongs_to_a_table_of_it
     coded = {**coded, "variant_id": "coded", "encoding": "jpeg85"}
     found = tabulating.corruptions([plain, coded])
     assert found[plain["variant_id"]].severity_table != found["coded"].severity_table
+
+
+def test_segmentation_is_measured_by_miou_and_its_errors_are_corruption_degradation():
+    """Four images of three classes; mIoU counted from the sums by hand."""
+    levels = {("fog", 1): 3, ("fog", 3): 6, ("snow", 1): 2, ("snow", 3): 9}
+    blocks = [block(*key, "tiny64") for key in levels]
+    ids = {b["variant_id"]: w for b, w in zip(blocks, levels.values(), strict=True)} | {"clean": 1}
+    rows, miou = [], {}
+    for model, more in (("unet", 0), ("other", 4)):
+        for variant, wrong in ids.items():
+            # Every image: 20 pixels of each class; of each, `wrong` are called the next class.
+            w = wrong + more
+            for item in range(4):
+                for k in range(3):
+                    rows.append(
+                        KEYS
+                        | {"variant_id": variant, "model": model, "item_id": str(item)}
+                        | {"class_id": k, "class_name": str(k), "intersection": 20 - w}
+                        | {"predicted_pixels": 20, "label_pixels": 20}
+                    )
+            miou[model, variant] = (20 - w) / (20 + w)
+    frame = pd.DataFrame(rows).assign(defense=None, attack=None, threat_id=None)
+    frame["kind"] = "segmentation"
+    params = {"types": ["fog", "snow"], "severities": [1, 3], "references": ["other"]}
+    made = tabulating.tabulate(
+        frame,
+        corruption,
+        build(corruption.Params, params, "metrics"),
+        tabulating.Context((), None, tabulating.corruptions(blocks)),
+    )
+    table = pd.DataFrame(made, columns=tabulating.COLUMNS[1:])
+    own = {b["variant_id"]: miou["unet", b["variant_id"]] for b in blocks}
+    mean = np.mean(list(own.values()))
+    assert one(table, "mean_miou", "unet")["value"] == pytest.approx(mean)
+    rpc = one(table, "miou_rpc", "unet")["value"]
+    assert rpc == pytest.approx(mean / miou["unet", "clean"])
+    names = [b["variant_id"] for b in blocks]
+    cd = [
+        sum(1 - miou["unet", v] for v in pair) / sum(1 - miou["other", v] for v in pair)
+        for pair in (names[:2], names[2:])
+    ]
+    assert one(table, "cd:other", "unet", corruption="fog")["value"] == pytest.approx(100 * cd[0])
+    assert one(table, "mean_cd:other", "unet")["value"] == pytest.approx(100 * np.mean(cd))
+    assert one(table, "mean_cd:other", "other")["value"] == pytest.approx(100)
+    assert one(table, "worst_miou", "unet", corruption=any)["corruption"] == "snow"
+    assert not table["metric"].str.contains("accuracy").any()

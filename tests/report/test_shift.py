@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from certbench.report import shift, sources
@@ -72,3 +73,33 @@ def test_the_page_shows_the_tables(study):
     text = Path("results/report.html").read_text(encoding="utf-8")
     assert "severity table cifar32 (experiment shifted)" in text
     assert "mCE against plain" in text and "Over 3 types, severity 3." in text
+
+
+def test_segmentation_is_shown_by_miou_and_corruption_degradation(found):
+    from certbench.metrics.tabulating import COLUMNS
+
+    common = {"experiment": "e", "dataset": "d", "split": "test", "view": "v", "model": "unet"}
+    common |= {"severity_table": "tiny64", "n": 4, "note": "2 types, severities 1, 3"}
+    numbers = {
+        "mean_miou": 0.4,
+        "miou_rpc": 0.5,
+        "mean_cd:other": 90.0,
+        "relative_mean_cd:other": 80.0,
+    }
+    rows = [{**common, "metric": name, "value": number} for name, number in numbers.items()]
+    rows.append({**common, "metric": "worst_miou", "value": 0.3, "corruption": "snow"})
+    rows.append({**common, "metric": "mean_miou", "value": 0.3, "corruption": "snow"})
+    found.reported = pd.DataFrame([{**dict.fromkeys(COLUMNS), **row} for row in rows])
+    (table,) = shift.build(found)
+    ((_, cells),) = table.rows
+    shown = {name: cell.text for name, cell in zip(table.columns, cells, strict=True)}
+    assert shown == {
+        "mIoU": "40.0%",
+        "of clean (rPC)": "50.0%",
+        "worst type": "snow",
+        "mean CD against other": "90.0",
+        "relative mean CD against other": "80.0",
+    }
+    assert [(name, [cell.text for cell in cells]) for name, cells in table.by_type] == [
+        ("snow", ["30.0%"])
+    ]

@@ -1,18 +1,23 @@
 """What corruptions leave: means over types and severities, the worst type, mCE and relative mCE.
 
-The numbers of each single variant are those of the metrics ``accuracy`` and ``certified``; their
-rows name the corruption and its severity. This metric looks at all variants of a dataset at once:
+The numbers of each single variant are those of the metrics ``accuracy``, ``certified`` and
+``segmentation``; their rows name the corruption and its severity. This metric looks at all variants
+of a dataset at once:
 
-* ``mean_accuracy``, ``mean_certified_accuracy`` (at each radius), ``mean_acr`` and
+* ``mean_accuracy``, ``mean_miou``, ``mean_certified_accuracy`` (at each radius), ``mean_acr`` and
   ``mean_abstain_rate``: over the severities of one type, over the types of one severity, and over
-  both (for accuracy that is mPC; Michaelis et al. 2019, arXiv 1907.07484). A row leaves out the
-  keys it is a mean over.
-* ``rpc``, ``certified_rpc``: the mean over both as a fraction of the clean images' value.
-* ``worst_accuracy``, ``worst_certified_accuracy``: the type that leaves least, of those measured.
+  both (for accuracy and mIoU that is mPC; Michaelis et al. 2019, arXiv 1907.07484). A row leaves
+  out the keys it is a mean over.
+* ``rpc``, ``miou_rpc``, ``certified_rpc``: the mean over both as a fraction of the clean images'
+  value.
+* ``worst_accuracy``, ``worst_miou``, ``worst_certified_accuracy``: the type that leaves least, of
+  those measured.
 * ``ce:<reference>``, ``mce:<reference>``, ``relative_mce:<reference>`` in percent, and the same
   with ``certified_`` of certified error, 1 minus certified accuracy (Hendrycks and Dietterich, ICLR
   2019, section 4). The reference's errors are always those of its bare model, so that one scale
-  serves bare and defended models.
+  serves bare and defended models. For segmentation the error is 1 - mIoU, and CE is the corruption
+  degradation of Kamann and Rother (CVPR 2020, equation 1): ``cd:``, ``mean_cd:``,
+  ``relative_mean_cd:``.
 
 A mean is formed of a complete set only: else the row has no value and its note says what is
 missing. Severities need not be monotone, and nothing here assumes it. Intervals of means are means
@@ -36,9 +41,9 @@ if TYPE_CHECKING:
 
     from certbench.metrics.corruption_errors import Reference, TypeSet
 
-version = 1
+version = 2
 
-rows = ("predictions", "certificates")
+rows = ("predictions", "segmentation", "certificates")
 
 across = ("variant_id", "model", "defense", "attack", "threat_id")
 
@@ -86,12 +91,18 @@ class Params:
 class _Series:
     """One model, bare or defended: the rows of each variant."""
 
+    kind: str
     keys: dict[str, Any]
     by_variant: Mapping[str, pd.DataFrame]
 
     @property
     def bare(self) -> bool:
         return self.keys["defense"] in (None, BARE)
+
+    @property
+    def score(self) -> str:
+        """What a bare model is measured by."""
+        return "miou" if self.kind == "segmentation" else "accuracy"
 
 
 def compute(group: pd.DataFrame, params: Params, context: Any) -> list[dict[str, Any]]:
@@ -126,7 +137,8 @@ def _series(group: pd.DataFrame) -> list[_Series]:
             name: None if part is None or part != part else str(part)
             for name, part in zip(names[1:], key[1:], strict=True)
         }
-        found.append(_Series(keys, dict(list(own.groupby("variant_id", observed=True)))))
+        by_variant = dict(list(own.groupby("variant_id", observed=True)))
+        found.append(_Series(str(key[0]), keys, by_variant))
     return found
 
 
@@ -157,7 +169,7 @@ def _of_table(
             continue
         clean = _measure(one.by_variant.get(CLEAN), name, radius, params)
         made += _means(name, radius, measured, over, params)
-        if not name.endswith("accuracy"):
+        if name in ("acr", "abstain_rate"):
             continue
         made += _relative(name, radius, measured, clean, over)
         made += _worst(name, radius, measured)
@@ -170,7 +182,7 @@ def _of_table(
 
 def _measures(one: _Series, params: Params) -> list[tuple[str, float | None]]:
     if one.bare:
-        return [("accuracy", None)]
+        return [(one.score, None)]
     return [
         *(("certified_accuracy", radius) for radius in params.radii),
         ("acr", None),
@@ -181,12 +193,17 @@ def _measures(one: _Series, params: Params) -> list[tuple[str, float | None]]:
 def _measure(
     rows: pd.DataFrame | None, name: str, radius: float | None, params: Params
 ) -> dict[str, Any] | None:
-    """One measure of one variant; None where there are no rows."""
+    """One measure of one variant; None where there is nothing to measure."""
     from certbench.metrics import certification
     from certbench.metrics.tabulating import share, value
 
     if rows is None or rows.empty:
         return None
+    if name == "miou":
+        from certbench.metrics import segmentation
+
+        counts, _ = segmentation.per_image(rows)
+        return value(name, float(segmentation.ratios(counts.sum(0))["miou"]), len(counts))
     if name == "acr":
         return value(name, certification.average_certified_radius(rows), len(rows))
     if name == "abstain_rate":
@@ -203,7 +220,7 @@ def _measured(
     found: Measured = {}
     for variant, what in ids.items():
         row = _measure(one.by_variant.get(variant), name, radius, params)
-        if row is not None:
+        if row is not None and row["value"] is not None:
             found.setdefault(what.corruption, {})[what.severity] = row
     return found
 
@@ -292,8 +309,15 @@ def _errors(
     from certbench.metrics import corruption_errors as ce
     from certbench.metrics.tabulating import missing, value
 
-    prefix, elastic = _prefix(name), _elastic(measured)
-    mce, relative = f"{prefix}mce:{against}", f"{prefix}relative_mce:{against}"
+    elastic = _elastic(measured)
+    ce_, mce, relative = (
+        f"{'' if name == 'miou' else _prefix(name)}{error}:{against}"
+        for error in (
+            ("cd", "mean_cd", "relative_mean_cd")
+            if name == "miou"
+            else ("ce", "mce", "relative_mce")
+        )
+    )
     reason = _lacks(measured, over)
     if reason or over is None:
         return [missing(mce, reason, radius), missing(relative, reason, radius)]
@@ -303,7 +327,7 @@ def _errors(
     try:
         reference = _reference(against, over, table, series, ids, params)
         for kind, ratio in ce.corruption_errors(errors, reference, elastic).items():
-            row = value(f"{prefix}ce:{against}", ratio, items, radius)
+            row = value(ce_, ratio, items, radius)
             made.append({**row, "corruption": kind})
         ratio = ce.mean_corruption_error(errors, reference, elastic)
         note = str(over)
@@ -339,8 +363,8 @@ def _reference(
 
     own = next((one for one in series if one.bare and one.keys["model"] == name), None)
     if own is not None:
-        measured = _measured(own, "accuracy", None, ids, params)
-        clean = _measure(own.by_variant.get(CLEAN), "accuracy", None, params)
+        measured = _measured(own, own.score, None, ids, params)
+        clean = _measure(own.by_variant.get(CLEAN), own.score, None, params)
         reason = _lacks(measured, over)
         if reason or clean is None:
             raise CertbenchError(f"'{name}' {reason or 'has no clean images'}")
@@ -351,6 +375,8 @@ def _reference(
             f"'{name}' is neither a published reference nor a bare model with predictions here"
         )
     published = ce.reference(name)
+    if any(one.kind == "segmentation" for one in series):
+        raise CertbenchError(f"'{name}' is about whole images, not about pixels")
     if published.over != over:
         raise CertbenchError(f"'{name}' is about {published.over} of {published.over.name}")
     if table not in published.severity_tables:
@@ -381,7 +407,7 @@ def _names(measured: Measured, over: TypeSet) -> list[str]:
 
 
 def _prefix(name: str) -> str:
-    return "certified_" if name.startswith("certified") else ""
+    return {"accuracy": "", "miou": "miou_"}.get(name, "certified_")
 
 
 def _mean(name: str, radius: float | None, measured: list[dict[str, Any]]) -> dict[str, Any]:

@@ -65,21 +65,24 @@ def _table(found: Sources, keys: dict[str, str], own: pd.DataFrame) -> ShiftTabl
     overall = [row for pair in pairs for row in lookup.overall(pair)]
     table.over = next((row.note for row in overall if wording.known(row.value)), "")
     complete = bool(table.over)
-    has_types = any(lookup.get(f"mean_{_right(pair)}", pair, kind=any) for pair in pairs)
+    has_types = any(lookup.get(f"mean_{lookup.score(pair)}", pair, kind=any) for pair in pairs)
     if complete:
-        table.columns += ["right", "of clean (rPC)"]
+        table.columns += ["mIoU" if lookup.pixels else "right", "of clean (rPC)"]
         if radius is not None:
             table.columns += [f"certified to {radius:g}", "average certified radius", "abstains"]
     table.columns.append("worst type")
     if complete:
         for name in references:
-            table.columns += [f"mCE against {name}", f"relative mCE against {name}"]
+            error = "mean CD" if lookup.pixels else "mCE"
+            table.columns += [f"{error} against {name}", f"relative {error} against {name}"]
     for pair in pairs:
         cells = []
         if complete:
             cells += [
-                _share(lookup.get(f"mean_{_right(pair)}", pair, radius=_zero(pair))),
-                _share(lookup.get(f"{_certified(pair)}rpc", pair, radius=_zero(pair)), tone=False),
+                _share(lookup.get(f"mean_{lookup.score(pair)}", pair, radius=_zero(pair))),
+                _share(
+                    lookup.get(f"{lookup.prefix(pair)}rpc", pair, radius=_zero(pair)), tone=False
+                ),
             ]
             if radius is not None:
                 cells += [
@@ -89,9 +92,7 @@ def _table(found: Sources, keys: dict[str, str], own: pd.DataFrame) -> ShiftTabl
                 ]
         cells.append(_worst(lookup, pair, radius))
         for name in references if complete else ():
-            cells += [
-                _error(lookup, pair, f"{kind}:{name}", radius) for kind in ("mce", "relative_mce")
-            ]
+            cells += [_error(lookup, pair, f"{kind}:{name}", radius) for kind in lookup.errors]
         table.rows.append((_name(pair), cells))
     table.reasons = lookup.reasons()
     if has_types:
@@ -107,7 +108,7 @@ def _by_type(
     for kind in lookup.types():
         cells = []
         for pair in pairs:
-            row = lookup.get(f"mean_{_right(pair)}", pair, radius=_zero(pair), kind=kind)
+            row = lookup.get(f"mean_{lookup.score(pair)}", pair, radius=_zero(pair), kind=kind)
             certified = (
                 lookup.get("mean_certified_accuracy", pair, radius=radius, kind=kind)
                 if defended(pair) and radius is not None
@@ -119,14 +120,6 @@ def _by_type(
             cells.append(_share(row, note=note))
         made.append((kind.replace("_", " "), cells))
     return made
-
-
-def _right(pair: tuple[str, str]) -> str:
-    return "certified_accuracy" if defended(pair) else "accuracy"
-
-
-def _certified(pair: tuple[str, str]) -> str:
-    return "certified_" if defended(pair) else ""
 
 
 def _zero(pair: tuple[str, str]) -> float | None:
@@ -158,7 +151,7 @@ def _number(row: Any, note: str = "") -> Cell:
 
 
 def _worst(lookup: _Lookup, pair: tuple[str, str], radius: float | None) -> Cell:
-    row = lookup.get(f"worst_{_right(pair)}", pair, radius=_zero(pair), kind=any)
+    row = lookup.get(f"worst_{lookup.score(pair)}", pair, radius=_zero(pair), kind=any)
     if row is None:
         return Cell()
     return Cell(
@@ -170,7 +163,8 @@ def _worst(lookup: _Lookup, pair: tuple[str, str], radius: float | None) -> Cell
 
 
 def _error(lookup: _Lookup, pair: tuple[str, str], metric: str, radius: float | None) -> Cell:
-    row = lookup.get(f"{_certified(pair)}{metric}", pair, radius=_zero(pair))
+    certified = "certified_" if defended(pair) else ""
+    row = lookup.get(f"{certified}{metric}", pair, radius=_zero(pair))
     if row is None or not wording.known(row.value):
         return Cell(title=row.note or "" if row is not None else "")
     held = lookup.get(f"certified_{metric}", pair, radius=radius) if defended(pair) else None
@@ -196,6 +190,19 @@ class _Lookup:
             if kind is not None:
                 self._found.setdefault((row.metric, pair, radius, any), row)
 
+        self.pixels = any("miou" in key[0] for key in self._found)
+        self.errors = ("mean_cd", "relative_mean_cd") if self.pixels else ("mce", "relative_mce")
+
+    def score(self, pair: tuple[str, str]) -> str:
+        """What a model is measured by."""
+        if defended(pair):
+            return "certified_accuracy"
+        return "miou" if self.pixels else "accuracy"
+
+    def prefix(self, pair: tuple[str, str]) -> str:
+        """How the names of its relative numbers begin."""
+        return {"accuracy": "", "miou": "miou_"}.get(self.score(pair), "certified_")
+
     def get(
         self, metric: str, pair: tuple[str, str], radius: float | None = None, kind: Any = None
     ) -> Any:
@@ -207,7 +214,7 @@ class _Lookup:
         return [
             row
             for (metric, own, _, kind), row in self._found.items()
-            if own == pair and kind is None and metric.startswith("mean_")
+            if own == pair and kind is None and metric.startswith("mean_") and ":" not in metric
         ]
 
     def radii(self) -> list[float]:
@@ -225,7 +232,8 @@ class _Lookup:
         names = (
             key[0].partition(":")[2]
             for key, row in self._found.items()
-            if "mce:" in key[0] and wording.known(row.value)
+            if key[0].startswith(("mce:", "certified_mce:", "mean_cd:"))
+            and wording.known(row.value)
         )
         return list(dict.fromkeys(names))
 
