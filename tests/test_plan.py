@@ -547,3 +547,20 @@ def test_a_condition_is_refused_where_it_is_the_label(tiny):
         assert "changes what the labels of task classification say" in refusal(tiny)
     tiny["variants"]["dark"] = {"type": "scene_3d", "corruption": "flash", "severity": 1}
     assert variant_jobs(tiny)
+
+
+def test_the_variants_in_the_documentation_can_be_planned(tiny):
+    import re
+
+    import yaml
+
+    from certbench import config
+
+    text = (config.project_root() / "docs" / "variants.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        whole = example if example.startswith("variants:") else f"variants:\n{example}"
+        tiny["variants"] = yaml.safe_load(whole)["variants"]
+        tiny["experiments"][1]["variants"] = list(tiny["variants"])
+        assert len(variant_jobs(tiny)) == (3 + 1 + 2 if "stored" in tiny["variants"] else 15)

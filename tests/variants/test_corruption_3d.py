@@ -1,6 +1,7 @@
 """Where the depth of 3D corruptions comes from: the dataset, a folder, a network."""
 
 import hashlib
+import warnings
 
 import numpy as np
 import pytest
@@ -102,7 +103,9 @@ class Dark(torch.nn.Module):
 @pytest.fixture
 def network(tmp_path):
     path = tmp_path / "dark.pt"
-    torch.jit.script(Dark()).save(str(path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.jit.script(Dark()).save(str(path))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return {"depth_model": str(path), "depth_sha256": digest, "depth_size": None}
 
