@@ -60,6 +60,7 @@ CONFIG: dict[str, Any] = {
         {"type": "certified"},
         {"type": "attacked"},
         {"type": "gap"},
+        {"type": "paired"},
         {
             "type": "corruption",
             "types": ["fog", "contrast", "gaussian_noise"],

@@ -88,6 +88,26 @@ def test_numbers_of_the_page_are_those_of_the_tables(text):
             assert f"{100 * row.low:.1f}–{100 * row.high:.1f}" in page
 
 
+def test_every_column_of_a_certificate_has_its_head(text):
+    head, body = text.split("Certificates in detail", 1)[1].split("</tbody>", 1)[0].split("<tbody>")
+    for row in body.split("</tr>")[:-1]:
+        assert row.count("<td>") + 1 == head.count('<th scope="col">')
+    # d = 3 x 32 x 32 values, so radius 0.5 holds 255 * 0.5 / sqrt(d) levels of every pixel.
+    assert "2.30/255 at radius 0.5" in body
+
+
+def test_models_are_compared_on_the_images_that_both_saw(text):
+    table = pd.read_parquet("results/tables/attacked.parquet")
+    rows = table[table["variant_id"].eq("clean")]
+    differences = rows[rows["metric"].str.startswith("paired_difference:")]
+    assert len(differences)
+    page = Page(text).text
+    for row in differences.itertuples():
+        assert f"{100 * row.value:+.1f} points" in page and row.note in page
+    for row in rows[rows["metric"].str.startswith("paired_p:")].itertuples():
+        assert f"{row.value:.2g}" in page
+
+
 def test_data_and_models_are_told_plainly(text):
     page = Page(text).text
     assert "real images" in page and "synthetic" not in page

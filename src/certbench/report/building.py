@@ -154,6 +154,8 @@ def context(found: Sources) -> dict[str, Any]:
         "checks": checks,
         "alarms": sum(check["alarm"] for check in checks),
         "certificates": details.certificates(found, numbers),
+        "certificate_columns": details.CERTIFICATE_COLUMNS,
+        "comparisons": details.comparisons(found),
         "shift": shift.build(found),
         "figures": _figures(found),
         "datasets": found.datasets,

@@ -121,9 +121,9 @@ CERTIFICATE_COLUMNS = (
     "l\N{INFINITY} ball inside",
     "abstains",
     "cap share",
-    "pA bound: 10%",
+    "pA bound, 10% quantile",
     "median",
-    "90%",
+    "90% quantile",
     "passes each",
     "time each",
 )
@@ -172,6 +172,36 @@ def _linf(numbers: Numbers, place: tuple, pair: tuple[str, str], variant: str) -
     if radius is None:
         return wording.MISSING
     return f"{255 * known[radius].value:.2f}/255 at radius {radius:g}"
+
+
+def comparisons(found: Sources) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Exact paired tests on clean images, by dataset: who is better where two models disagree.
+
+    Defended models are compared at every radius of the metric.
+    """
+    rows: dict[tuple, dict[tuple, dict[str, Any]]] = {}
+    for row in found.tables.itertuples():
+        name, _, against = str(row.metric).partition(":")
+        if name not in ("paired_difference", "paired_p") or row.variant_id != "clean":
+            continue
+        place = (row.dataset, row.split, row.view)
+        radius = float(row.parameter) if wording.known(row.parameter) else None
+        key = (row.model, row.defense, against, radius)
+        made = rows.setdefault(place, {}).setdefault(
+            key,
+            {
+                "first": wording.series(row.model, row.defense),
+                "second": wording.series(*against.split("/", 1)),
+                "radius": radius,
+                "images": int(row.n),
+                "note": row.note,
+            },
+        )
+        made[name.removeprefix("paired_")] = float(row.value)
+    return [
+        (wording.place(place[0], place[1]), list(found_rows.values()))
+        for place, found_rows in rows.items()
+    ]
 
 
 def models(found: Sources, numbers: Numbers, pixels: Numbers) -> list[dict[str, Any]]:
