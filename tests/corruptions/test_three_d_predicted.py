@@ -210,6 +210,21 @@ def test_a_folder_of_hugging_face_is_read(tmp_path, image):
     assert np.array_equal(depth, p.predict(checkpoint, image))
 
 
+def test_a_folder_whose_model_predicts_metres_is_refused(tmp_path, image):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GLPNConfig(
+        depths=[1, 1, 1, 1],
+        hidden_sizes=[8, 8, 8, 8],
+        num_attention_heads=[1, 1, 1, 1],
+        decoder_hidden_size=8,
+    )
+    transformers.GLPNForDepthEstimation(config).save_pretrained(tmp_path / "glpn")
+    transformers.GLPNImageProcessor().save_pretrained(tmp_path / "glpn")
+    digest = hashlib.sha256((tmp_path / "glpn" / "model.safetensors").read_bytes()).hexdigest()
+    with pytest.raises(CertbenchError, match="model of type glpn, whose output is not inverse"):
+        p.predict(p.Checkpoint(str(tmp_path / "glpn"), digest), image)
+
+
 def test_a_folder_without_transformers_is_refused(tmp_path, monkeypatch):
     import sys
 

@@ -38,6 +38,10 @@ FULL_RANGE = 65535.0
 _MULTIPLE = 32
 _WEIGHTS = "model.safetensors"
 
+# Families of transformers whose models predict inverse depth, unless their configuration says that
+# they were tuned to metres.
+_INVERSE = ("dpt", "depth_anything")
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -206,6 +210,15 @@ def _from_folder(checkpoint: Checkpoint) -> Callable[[np.ndarray], np.ndarray]:
             where=path,
             remedy="it needs config.json, preprocessor_config.json and model.safetensors",
         ) from error
+    family = network.config.model_type
+    metric = getattr(network.config, "depth_estimation_type", "relative") == "metric"
+    if family not in _INVERSE or metric:
+        raise CertbenchError(
+            f"is a model of type {family}{' tuned to metres' if metric else ''}, whose output is "
+            "not inverse depth",
+            where=path,
+            remedy=f"use a relative model of type {' or '.join(_INVERSE)}",
+        )
 
     def inverse(image: np.ndarray) -> np.ndarray:
         given = processor(images=Image.fromarray(image), return_tensors="pt")
