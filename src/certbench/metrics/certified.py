@@ -10,7 +10,9 @@ from certbench.params import param
 if TYPE_CHECKING:
     import pandas as pd
 
-version = 2
+    from certbench.threat import Threat
+
+version = 3
 
 rows = "certificates"
 
@@ -48,7 +50,7 @@ def compute(group: pd.DataFrame, params: Params, context: Any) -> list[dict[str,
     from certbench.certify.statistics import high_probability_slack
     from certbench.metrics import certification
     from certbench.metrics.tabulating import share, value
-    from certbench.threat import convert_size
+    from certbench.threat import comparable, convert_size
 
     made: list[dict[str, Any]] = []
     ok = group["predict"] == group["label"]
@@ -66,15 +68,18 @@ def compute(group: pd.DataFrame, params: Params, context: Any) -> list[dict[str,
             slack = high_probability_slack(len(group), float(alpha), params.rho)
             surely = max(0.0, row["value"] - slack)
             made.append(value("certified_accuracy_surely", surely, len(group), radius))
+    promise = _promise(group) if len(group) else None
     for threat in context.threats:
-        if threat.kind != group["threat_kind"].iloc[0]:
+        if promise is None or not comparable(promise, threat):
             continue
         needed = threat.size
         if threat.kind == "lp" and threat.norm != norm:
             if context.dimension is None:
                 continue
             needed = convert_size(threat.size, threat.norm, norm, context.dimension)
-        held = ok & (group["radius"] > needed)
+        # A ball is certified inside its radius, a patch up to its size.
+        inside = group["radius"] > needed if threat.kind == "lp" else group["radius"] >= needed
+        held = ok & inside
         made.append(share(f"certified_at:{_id(threat)}", held, params.confidence, needed))
     made.append(value("acr", certification.average_certified_radius(group), len(group)))
     made.append(share("abstain_rate", group["abstain"], params.confidence))
@@ -88,6 +93,20 @@ def compute(group: pd.DataFrame, params: Params, context: Any) -> list[dict[str,
             mean = float(group[column].mean())
             made.append(value(f"{name}_per_certificate", mean, len(group)))
     return made
+
+
+def _promise(group: pd.DataFrame) -> Threat:
+    """The threat model of the group's certificates, without a size."""
+    from certbench.threat import Threat
+
+    first = group.iloc[0]
+    space, unit = (first.get(f"threat_{name}") for name in ("space", "unit"))
+    return Threat(
+        str(first["threat_kind"]),
+        str(first["threat_norm"]),
+        space=str(space) if isinstance(space, str) else "pixel01",
+        unit=str(unit) if isinstance(unit, str) else "item",
+    )
 
 
 def _linf_equivalent(radius: float, norm: Any, dimension: int | None) -> float | None:
