@@ -171,5 +171,9 @@ def test_examination_gives_every_check_as_a_row(linear_case, make_work):
     masked = make_work(params, quantised(model), x, quantised(model)(x).argmax(1), num_classes=10)
     assert {"C3", "C7", "C8", "C12"} <= set(checks.alarms(checks.examine(masked, steps=50)))
     blind = make_work(params, None, x, y, num_classes=10, scores=model)
-    names = {c.check for c in checks.examine(blind, columns)}
-    assert names == {"C1", "C2", "C4", "C5", "C6", "C9"}
+    left = checks.examine(blind, columns)
+    assert {c.check for c in left} == {"C1", "C2", "C4", "C5", "C6", "C9", "C10"}
+    # Without a surrogate's images the check is there, without a number, and says why.
+    (missing,) = [c for c in left if c.check == "C10"]
+    assert np.isnan(missing.value) and not missing.alarm
+    assert "names no surrogate" in missing.test

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from certbench.certify import auditing
+from certbench.metrics import gap
 from certbench.threat import Threat
 
 KEYS = {
@@ -166,3 +167,41 @@ def test_a_sound_certifier_on_a_linear_model_is_not_accused():
 def test_a_certifier_with_radii_half_too_large_is_caught():
     made = linear_study(1.5)
     assert len(made["violations"]) > 200 and not made["sound"]
+
+
+def patch_certificates(radius):
+    threat = Threat("patch", "square", None, space="pixels", guarantee="deterministic")
+    row = {**threat.row(), "threat_alpha": None}
+    return certificates(radius).assign(**row)
+
+
+def test_a_ball_is_outside_the_threat_model_of_a_patch_whatever_the_attack_found():
+    attacked = attacks(["broken", "survived", "clean_error"], [0.1, 0.0, 0.0])
+    certified = patch_certificates([5.0, 5.0, 5.0])
+    audited = auditing.audit(certified, attacked, SHAPES)
+    assert audited["verdict"].tolist() == ["outside", "outside", "clean_error"]
+    assert (audited["certified_in_attack_norm"].astype(float) == 0).all()
+    made = auditing.verdict(audited)
+    (group,) = made["groups"]
+    assert group["outside"] == 2 and group["violation"] == 0 and made["sound"]
+    # Only certificates of comparable kind count as put to the test; the clean error is left.
+    tested = int((audited["verdict"] != "outside").sum())
+    assert group["certified"] == tested == 1
+    (row,) = gap.compute(audited, gap.Params(), None)
+    assert row["metric"] == "outside_threat_model" and row["value"] == 2 / 3
+
+
+@pytest.mark.parametrize(
+    ("side", "verdict"), [(4.0, "violation"), (5.0, "violation"), (6.0, "refuted")]
+)
+def test_a_patch_inside_the_certified_size_is_a_violation(side, verdict):
+    row = Threat("patch", "square", side, space="pixels").row()
+    attacked = attacks(["broken"], [3.0]).assign(**row)
+    made = auditing.audit(patch_certificates([5.0]), attacked, SHAPES)
+    assert made["verdict"].tolist() == [verdict]
+    assert made["attack_size"].tolist() == [side]
+    survived = attacks(["survived"], [0.0]).assign(**row)
+    inside = "proven" if side <= 5 else "unknown"
+    assert auditing.audit(patch_certificates([5.0]), survived, SHAPES)["verdict"].tolist() == [
+        inside
+    ]
