@@ -231,8 +231,11 @@ def _stacked(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
     if len(frames) == 1:
         return next(iter(frames.values()))
+    # A kind without rows still has columns: a metric finds them all.
+    columns = list(dict.fromkeys(name for frame in frames.values() for name in frame.columns))
     filled = [frame.assign(kind=kind) for kind, frame in frames.items() if len(frame)]
-    return pd.concat(filled, ignore_index=True) if filled else next(iter(frames.values()))
+    stacked = pd.concat(filled, ignore_index=True) if filled else pd.DataFrame()
+    return stacked.reindex(columns=[*columns, "kind"])
 
 
 def _shifted(row: dict[str, Any], known: Mapping[str, Corruption]) -> dict[str, Any]:
