@@ -133,3 +133,86 @@ def test_wrong_settings_are_refused(toy):
         SmoothedLogits(toy, 0.3, 10, gradient="nes")
     with pytest.raises(ValueError, match="2 draws"):
         SmoothedLogits(toy, 0.3, 1, gradient="score")
+
+
+def smoothed_surface(network, **decide):
+    from certbench.certify import randomized_smoothing as plugin
+    from certbench.certify.protocol import SurfaceWork
+
+    collect = plugin.CollectParams(sigma=0.5)
+    chosen = plugin.attack_params(collect, plugin.DecideParams(predict_n=200, **decide))
+    return plugin.attack_surface(SurfaceWork(network, chosen, 2, 3, "cpu", 256, "fast", "eager"))
+
+
+class HardLinear(torch.nn.Module):
+    """The sign of a linear function, as logits: no gradient anywhere."""
+
+    num_classes = 2
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.tensor(np.random.default_rng(4).normal(size=12))
+        self.bias = 0.5 * float(self.weight.sum())
+        self.eval()
+
+    def forward(self, x):
+        side = (x.flatten(1).double() @ self.weight - self.bias) > 0
+        return 20.0 * torch.stack([side, ~side], 1).float() + 0.0 * x.flatten(1).sum(1)[:, None]
+
+
+def test_a_defended_model_without_gradients_is_attacked_through_its_scores(make_work):
+    network = HardLinear()
+    # Ten points at 0.4 from the plane, on both sides, spread along it.
+    rng = np.random.default_rng(5)
+    normal = network.weight / network.weight.norm()
+    along = torch.tensor(rng.uniform(-0.1, 0.1, size=(10, 12)))
+    along -= (along @ normal)[:, None] * normal
+    side = torch.tensor([0.4, -0.4] * 5)[:, None]
+    x = (0.5 + along + side * normal).float().reshape(10, *SHAPE)
+    y = network(x).argmax(1)
+    params = pgd.Params(
+        epsilon=0.9, norm="l2", steps=6, restarts=1, random_start=False, judge_every=3
+    )
+    broken = {}
+    for gradient, draws in (("autograd", 16), ("score", 1000)):
+        surface = smoothed_surface(network, attack_draws=draws, attack_gradient=gradient)
+        work = make_work(
+            params,
+            surface.logits,
+            x,
+            y,
+            judge=surface.judge,
+            num_classes=2,
+            item_index=np.arange(10),
+        )
+        for name in ("attacked", "judged_by", "objectives"):
+            setattr(work, name, getattr(surface, name))
+        made = pgd.attack(work)
+        broken[gradient] = int((made["status"] == "broken").sum())
+        assert made["judged_by"][0] == "PREDICT, n = 200, alpha = 0.001"
+        assert made["attacked"][0] == "smoothed"
+        if gradient == "score":
+            # Nothing is differentiated: no backward pass is counted, and only scores are known.
+            assert (made["n_backward"] == 0).all() and made["knowledge"][0] == "scores"
+        else:
+            assert made["n_backward"].max() > 0 and made["knowledge"][0] == "gradients"
+    # 0.9 along the normal leads 0.5 beyond the plane, one sigma: PREDICT answers wrongly there.
+    # Without a gradient the attack walks in one random direction per image.
+    assert broken["score"] == 10 and broken["autograd"] <= 4
+
+
+def test_estimated_gradients_need_a_thousand_draws_and_gaussian_noise():
+    from certbench.certify import randomized_smoothing, uniform_smoothing
+    from certbench.errors import CertbenchError
+
+    few = randomized_smoothing.DecideParams(attack_gradient="score", attack_draws=999)
+    with pytest.raises(CertbenchError, match="999 draws are too few") as caught:
+        randomized_smoothing.validate(
+            randomized_smoothing.CollectParams(sigma=0.5), few, "defenses.rs"
+        )
+    assert caught.value.where == "defenses.rs.attack_draws"
+    many = uniform_smoothing.DecideParams(attack_gradient="score", attack_draws=1000)
+    with pytest.raises(CertbenchError, match="Gaussian noise"):
+        uniform_smoothing.validate(
+            uniform_smoothing.CollectParams(half_width=0.4), many, "defenses.u"
+        )

@@ -67,3 +67,25 @@ def test_the_cost_of_a_certificate_is_a_mean_over_all_images():
     found = numbers(certificates())
     assert found["forward_per_certificate", None]["value"] == 850.0
     assert found["seconds_per_certificate", None]["value"] == 1.75
+
+
+def test_patches_are_certified_up_to_their_size_and_only_against_patches():
+    rows = certificates("square").assign(
+        radius=[5.0, 3.0, 5.0, 0.0],
+        threat_kind="patch",
+        threat_space="pixels",
+        threat_unit="item",
+        threat_alpha=None,
+    )
+    threats = (
+        Threat("patch", "square", 5.0, space="pixels"),
+        Threat("patch", "square", 5.1, space="pixels"),
+        Threat("lp", "l2", 0.1),
+        Threat("patch", "square", 5.0, space="fraction"),
+    )
+    made = certified.compute(rows, certified.Params(radii=(5.0,)), Context(threats, DIMENSION))
+    held = {row["metric"]: row["value"] for row in made if row["metric"].startswith("certified_at")}
+    assert held == {
+        "certified_at:patch-square-5-pixels": 0.25,
+        "certified_at:patch-square-5.1-pixels": 0.0,
+    }
