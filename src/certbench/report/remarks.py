@@ -41,6 +41,8 @@ GLOSSARY = {
     "proven": "Certified at the attack's budget; the attack failed, as it must.",
     "refuted": "Not certified at the budget, and the attack found an error.",
     "unknown": "Neither certified at the budget nor broken: the truth lies between.",
+    "outside": "The attack is of another kind than the certificate speaks of (a ball, a patch): "
+    "nothing is compared.",
     "violation": "The attack found an error inside the certified region. At most a share α of "
     "certificates may fail; more is a bug in the certificate, the attack or the units.",
     "gap": "Share of unknown images: robust accuracy less certified accuracy at the same budget.",
