@@ -155,9 +155,9 @@ def test_a_certificate_that_skips_the_second_round_is_caught_by_a_patch(project,
     (project.folder / "plugins").mkdir()
     (project.folder / "plugins" / "one_round.py").write_text(textwrap.dedent(UNSOUND).lstrip())
     config["plugins"] = ["plugins/one_round.py"]
-    # Small patches and fine masks: many images agree in round one and not in round two.
-    config["defenses"] = {"masking": {"type": "one_round", "patch_size": 3, "masks": 4}}
-    config["attacks"] = {"patch": {**config["attacks"]["patch"], "patch_size": 3}}
+    # With finer masks more images agree in round one and not in round two.
+    config["defenses"] = {"masking": {"type": "one_round", "patch_size": 5, "masks": 4}}
+    config["attacks"] = {"patch": config["attacks"]["patch"]}
     config["experiments"][0] |= {"defenses": ["masking"], "attacks": ["patch"], "exclude": []}
     config["experiments"][0]["datasets"][0]["limit"] = 40
     project.configure(config)
