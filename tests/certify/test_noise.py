@@ -201,6 +201,23 @@ def test_the_number_of_threads_changes_no_bit(backend):
     assert torch.equal(*made)
 
 
+@pytest.mark.parametrize("kind", ["normal", "uniform"])
+def test_the_eager_backend_gives_the_bits_of_the_formulas(kind):
+    from certbench.certify import _noise_torch
+
+    images = torch.tensor([7, 2**32 - 1, 0])
+    samples = torch.tensor([2**32 - 1, 0, 42])
+    keys = noise.round_keys(SEED)
+    blocks = 5 * 64
+    counter = [torch.arange(blocks), samples[:, None], images[:, None], noise.AUDIT]
+    words = _noise_torch._philox(counter, keys)
+    plain = torch.stack(_noise_torch._TRANSFORMS[kind](words, 0.37), -1).flatten(1)
+    for elements in (4 * blocks, 4 * blocks - 3):
+        made = torch.empty(3, elements)
+        _noise_torch.fill("eager", kind, keys, noise.AUDIT, images, samples, 0.37, made)
+        assert torch.equal(made.view(torch.int32), plain[:, :elements].view(torch.int32))
+
+
 def test_noise_scales_with_sigma_and_is_shared_between_levels():
     images, samples = pairs(4)
     unit = noise.noise_batch(SEED, 1, images, samples, (2, 9), 1.0, backend="eager")
@@ -299,14 +316,72 @@ for shape in ((3, 32, 32), (3, 5, 7), (1,)):
     assert torch.equal(uniform, noise.uniform_batch(*args, backend="eager"))
 """
 
+FUSED_CHECK = """
+import itertools
+import torch
+from certbench.certify import noise, sampling
+from certbench.models import network
+
+ids, samples = torch.tensor([7, 8, 2**32 - 1, 7]), torch.tensor([42, 0, 5, 43])
+slots = torch.tensor([1, 0, 1, 1])
+seed, sigma = 0x0123456789ABCDEF, 0.37
+layouts = (torch.contiguous_format, torch.channels_last)
+shapes = ((3, 20, 19), (1, 4, 4), (2, 3, 1))
+# The interpreter cuts bfloat16 instead of rounding it; the test on a GPU has that type.
+half, single = torch.float16, torch.float32
+ways = (("normal", True, single), ("normal", False, half), ("uniform", True, half))
+for shape, layout, (kind, normalised, dtype) in itertools.product(shapes, layouts, ways):
+    pictures = torch.rand(2, *shape)
+    shift = torch.rand(shape[0], 1, 1) if normalised else None
+    factor = 1 + torch.rand(shape[0], 1, 1) if normalised else None
+    make = noise.noise_batch if kind == "normal" else noise.uniform_batch
+    plain = pictures[slots] + make(seed, 1, ids, samples, shape, sigma, backend="triton")
+    if normalised:
+        plain = (plain - shift) * factor
+    out = torch.empty((4, *shape), dtype=dtype).contiguous(memory_format=layout)
+    noise.add_noise(kind, seed, 1, ids, samples, sigma, pictures, slots, out, shift, factor)
+    assert torch.equal(out, plain.to(dtype)), (shape, layout, kind, normalised, dtype)
+
+# The sampling path: the folded network's own normalisation moves into the kernel.
+torch.manual_seed(0)
+net = torch.nn.Sequential(
+    torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(256, 5)
+)
+whole = network.Network(net, [0.4, 0.5, 0.6], [0.2, 0.3, 0.25], 5).eval()
+folded, _ = sampling.for_inference(whole)
+assert folded.shift is not None
+inputs = []
+folded.net.register_forward_pre_hook(lambda module, given: inputs.append(given[0].clone()))
+images = torch.rand(2, 3, 8, 8)
+options = dict(sigma=0.5, num_classes=5, batch_size=40, numerics="fast", device="cpu")
+drawn = sampling.Noise(seed, "triton")
+fused = sampling.count_votes(folded, images, [3, 9], 1, 0, 20, noise=drawn, **options)
+perturb = sampling.additive(drawn, 0.5, 1, images, "cpu", 40)
+apart = sampling.count_votes(
+    folded, images, [3, 9], 1, 0, 20, noise=drawn, perturb=perturb, **options
+)
+assert len(inputs) == 2 and torch.equal(*inputs)
+assert (fused == apart).all()
+"""
+
+
+def interpreted(code):
+    """Run code in a process of its own, in which Triton's kernels run on the CPU."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
 
 def test_the_triton_kernel_matches_the_reference_in_the_interpreter():
     pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", KERNEL_CHECK], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    interpreted(KERNEL_CHECK)
+
+
+def test_fused_inputs_have_the_values_of_separate_steps_in_the_interpreter():
+    pytest.importorskip("triton")
+    interpreted(FUSED_CHECK)
 
 
 def test_the_triton_kernel_compiles_for_gpus_that_are_not_here():
@@ -318,18 +393,42 @@ def test_the_triton_kernel_compiles_for_gpus_that_are_not_here():
 
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("interpreted kernels are not compiled")
-    types = {"out": "*fp32", "images": "*i64", "samples": "*i64", "scale": "fp32"}
-    types |= dict.fromkeys(("key0", "key1", "stream", "elements", "tiles"), "i32")
-    for normal in (True, False):
+    target = GPUTarget("cuda", 80, 32)
+    # What launches pass: without it the compiler would contract products and sums.
+    options = {"enable_fp_fusion": False}
+    shared = {"out": "*fp32", "images": "*i64", "samples": "*i64", "scale": "fp32"}
+    shared |= dict.fromkeys(("key0", "key1", "stream", "elements", "tiles"), "i32")
+    added = {"out": "*bf16", "pictures": "*fp32", "slots": "*i64"}
+    added |= dict.fromkeys(("shift", "factor"), "*fp32")
+    strides = ("plane", "row_stride", "channel_stride", "pixel_stride")
+    added |= dict.fromkeys(strides, "i32")
+    for normal, fused in ((True, False), (False, False), (True, True)):
         constants = {"NORMAL": normal, "BLOCK": _noise_triton.BLOCK}
+        if fused:
+            constants |= {"SHIFT": True, "FACTOR": True}
         source = ASTSource(
-            fn=_noise_triton._kernel,
-            signature=types | dict.fromkeys(constants, "constexpr"),
+            fn=_noise_triton._add_kernel if fused else _noise_triton._kernel,
+            signature=shared | (added if fused else {}) | dict.fromkeys(constants, "constexpr"),
             constexprs=constants,
         )
-        built = triton.compile(source, target=GPUTarget("cuda", 80, 32))
+        built = triton.compile(source, target=target, options=options)
         assert "mul.hi.u32" in built.asm["ptx"] and "cos.approx" not in built.asm["ptx"]
         assert built.asm["cubin"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_fused_inputs_have_the_values_of_separate_steps_on_a_gpu():
+    images, samples = (t.cuda() for t in pairs(50))
+    pictures, slots = torch.rand(4, 3, 32, 32).cuda(), torch.arange(50).cuda() % 4
+    shift, factor = torch.rand(3, 1, 1).cuda(), 1 + torch.rand(3, 1, 1).cuda()
+    drawn = noise.noise_batch(SEED, 1, images, samples, (3, 32, 32), 0.5, backend="triton")
+    plain = (pictures[slots] + drawn - shift) * factor
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        out = torch.empty_like(plain, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        noise.add_noise(
+            "normal", SEED, 1, images, samples, 0.5, pictures, slots, out, shift, factor
+        )
+        assert torch.equal(out, plain.to(dtype))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

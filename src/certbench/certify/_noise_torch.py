@@ -9,6 +9,7 @@ import itertools
 import logging
 import math
 import shutil
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -119,9 +120,10 @@ def fill(
 
 
 def _fill_tiles(generate, step: int, images: Tensor, samples: Tensor, out: Tensor) -> None:
-    """Cut the rows into tiles, generate ``step`` tiles at a time, and put them in their places.
+    """Cut the rows into tiles and generate ``step`` of them at a time.
 
-    ``generate(images, samples, first blocks)`` gives float32 [tiles, _TILE, 4] from int64 [tiles].
+    ``generate(images, samples, first blocks, place)`` takes int64 [tiles] and writes the values
+    into ``place``, float32 [tiles, _TILE, 4].
     """
     rows, elements = out.shape
     per_row = -(-elements // (4 * _TILE))
@@ -133,21 +135,91 @@ def _fill_tiles(generate, step: int, images: Tensor, samples: Tensor, out: Tenso
     flat = target.view(-1, _TILE, 4)
     for start in range(0, flat.shape[0], step):
         part = slice(start, start + step)
-        place = flat[part]
-        made = generate(tile_images[part], tile_samples[part], tile_blocks[part])
-        place.copy_(made[: place.shape[0]])
+        generate(tile_images[part], tile_samples[part], tile_blocks[part], flat[part])
     if not whole:
         out.copy_(target[:, :elements])
 
 
 def _fill_eager(kind, keys, stream, images, samples, scale, out) -> None:
     lane = torch.arange(_TILE, device=out.device)
+    write = _write_normals if kind == "normal" else _write_uniforms
+    # Numpy multiplies 32-bit words into 64-bit ones, and its result holds both halves.
+    halves = out.device.type == "cpu" and sys.byteorder == "little"
 
-    def generate(image: Tensor, sample: Tensor, block: Tensor) -> Tensor:
-        counter = [block[:, None] + lane, sample[:, None], image[:, None], stream]
-        return torch.stack(_TRANSFORMS[kind](_philox(counter, keys), scale), dim=-1)
+    def generate(image: Tensor, sample: Tensor, block: Tensor, place: Tensor) -> None:
+        counter = [block[:, None] + lane, sample[:, None], image[:, None]]
+        if halves:
+            words = _philox_halves([c.numpy().astype(np.uint32) for c in counter], stream, keys)
+        else:
+            words = [word.to(torch.int32) for word in _philox([*counter, stream], keys)]
+        write(words, scale, place)
 
     _fill_tiles(generate, _EAGER_TILES, images, samples, out)
+
+
+def _philox_halves(counter: list[np.ndarray], stream: int, keys: Any) -> list[Tensor]:
+    """The words of :func:`_philox` on the CPU, as the int32 [tiles, _TILE] of the same bits.
+
+    Args:
+        counter: uint32 words c0 [tiles, _TILE], c1 [tiles, 1], c2 [tiles, 1].
+        stream: Word c3.
+        keys: The ten round keys.
+    """
+    shape = counter[0].shape
+    last: Any = np.uint32(stream)
+    c0, c1, c2, c3 = *counter, last
+    for k0, k1 in keys[:2]:
+        # The first words are the same for whole tiles: numpy broadcasts them.
+        (low0, high0), (low1, high1) = _product(c0, 0), _product(c2, 1)
+        c0, c1, c2, c3 = high1 ^ c1 ^ np.uint32(k0), low1, high0 ^ c3 ^ np.uint32(k1), low0
+    c0, c2 = c0.reshape(-1), c2.reshape(-1)
+    c1, c3 = (np.broadcast_to(word, shape).reshape(-1) for word in (c1, c3))
+    # Two pairs of products in turn: the low halves of the one are read while the other is made.
+    products = [[np.empty(c0.size, np.uint64) for _ in range(2)] for _ in range(2)]
+    for turn, (k0, k1) in enumerate(keys[2:]):
+        out0, out1 = products[turn % 2]
+        (low0, high0), (low1, high1) = _product(c0, 0, out0), _product(c2, 1, out1)
+        np.bitwise_xor(high1, c1, out=c0)
+        np.bitwise_xor(high0, c3, out=c2)
+        c0 ^= np.uint32(k0)
+        c2 ^= np.uint32(k1)
+        c1, c3 = low1, low0
+    return [torch.from_numpy(word.view(np.int32).reshape(shape)) for word in (c0, c1, c2, c3)]
+
+
+_FACTORS = [np.uint32(m + 2**32) for m in _MULTIPLIERS]
+
+
+def _product(
+    word: np.ndarray, which: int, out: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Views of the low and the high words of a multiplier times uint32 words."""
+    product = np.multiply(word, _FACTORS[which], dtype=np.uint64, out=out)
+    words = product.view(np.uint32)
+    return words[..., 0::2], words[..., 1::2]
+
+
+def _write_normals(words: list[Tensor], scale: float, place: Tensor) -> None:
+    """The values of :func:`_normals`, to the bit, from int32 words and with few temporaries."""
+    for pair, (first, second) in enumerate((words[:2], words[2:])):
+        # All ones where u >= 1/2; there the word's complement is the distance from 1.
+        upper = first >> 31
+        part = (first ^ upper).float().add_(0.5).mul_(2.0**-32)
+        low, high = torch.log(part), part.neg_().log1p_()
+        # Choose by bits, which costs less than torch.where.
+        chosen = low.view(torch.int32)
+        chosen ^= (chosen ^ high.view(torch.int32)).bitwise_and_(upper)
+        radius = low.mul_(-2.0).sqrt_()
+        angle = second.float().add_(0.5).mul_(2.0 * math.pi * 2.0**-32)
+        for turn, wave in enumerate((torch.cos(angle), angle.sin_())):
+            torch.mul(wave.mul_(radius), scale, out=place[..., 2 * pair + turn])
+
+
+def _write_uniforms(words: list[Tensor], scale: float, place: Tensor) -> None:
+    """The values of :func:`_uniforms`, to the bit, from int32 words."""
+    for i, word in enumerate(words):
+        value = (word >> 8).bitwise_and_(0xFFFFFF).sub_(2**23).float().add_(0.5).mul_(2.0**-23)
+        torch.mul(value, scale, out=place[..., i])
 
 
 def _fill_compiled(kind, keys, stream, images, samples, scale, out) -> None:
@@ -158,12 +230,12 @@ def _fill_compiled(kind, keys, stream, images, samples, scale, out) -> None:
     factor = torch.tensor([scale], dtype=torch.float32, device=device)
     compiled = _compiled(kind)
 
-    def generate(*tiles: Tensor) -> Tensor:
+    def generate(image: Tensor, sample: Tensor, block: Tensor, place: Tensor) -> None:
         # Always the one compiled shape, in fresh tensors: a view or another size compiles anew.
-        full = [tile.new_zeros(_COMPILED_TILES) for tile in tiles]
-        for place, tile in zip(full, tiles, strict=True):
-            place[: tile.shape[0]] = tile
-        return compiled(*full, lane, words, factor)
+        full = [image.new_zeros(_COMPILED_TILES) for _ in range(3)]
+        for padded, tile in zip(full, (image, sample, block), strict=True):
+            padded[: len(tile)] = tile
+        place.copy_(compiled(*full, lane, words, factor)[: len(place)])
 
     _fill_tiles(generate, _COMPILED_TILES, images, samples, out)
 

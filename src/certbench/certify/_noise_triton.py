@@ -1,8 +1,9 @@
-"""The Triton backend of ``philox-v1``: one kernel from counter to float32 noise on CUDA.
+"""The Triton backend of ``philox-v1``: one kernel from counter to noise, or to a network's input.
 
 Triton's own ``randint4x`` runs the same rounds but with another counter layout, so the rounds are
 written out here. Logarithms near u = 1 take a series in the integer complement of the word, which
-keeps their relative accuracy where float32 would round u to 1.
+keeps their relative accuracy where float32 would round u to 1. No kernel contracts products and
+sums, so that adding the noise inside the kernel gives the values of adding it outside.
 
 Imported by :mod:`certbench.certify._noise_torch` when the backend is used. With the environment
 variable ``TRITON_INTERPRET=1`` set before the import, the kernel runs on CPU tensors (slowly).
@@ -55,28 +56,22 @@ def _uniform(word):
     return ((word >> 8).to(tl.int32).to(tl.float32) - 8388608.0 + 0.5) * 1.1920928955078125e-07
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "stream", "tiles"])
-def _kernel(
-    out,
+@triton.jit
+def _values(
     images,
     samples,
     key0,
     key1,
     stream,
     scale,
-    elements,
-    tiles,
+    row,
+    tile,
     NORMAL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One tile of BLOCK counters of one row: words, transform, interleaved store."""
-    program = tl.program_id(0)
-    row = (program // tiles).to(tl.int64)
-    tile = program % tiles
-    block = tile * BLOCK + tl.arange(0, BLOCK)
-
+    """The noise of one tile of BLOCK counters of one row: 4 BLOCK values in order."""
     zero = tl.zeros([BLOCK], dtype=tl.uint32)
-    c0 = block.to(tl.uint32)
+    c0 = (tile * BLOCK + tl.arange(0, BLOCK)).to(tl.uint32)
     c1 = zero + tl.load(samples + row).to(tl.uint32)
     c2 = zero + tl.load(images + row).to(tl.uint32)
     c3 = zero + stream.to(tl.uint32)
@@ -102,9 +97,72 @@ def _kernel(
         z0, z1, z2, z3 = _uniform(c0), _uniform(c1), _uniform(c2), _uniform(c3)
 
     # interleave(a, b) is a0 b0 a1 b1 ...: twice gives z0 z1 z2 z3 of each block in order.
-    values = tl.interleave(tl.interleave(z0, z2), tl.interleave(z1, z3)) * scale
+    return tl.interleave(tl.interleave(z0, z2), tl.interleave(z1, z3)) * scale
+
+
+@triton.jit(do_not_specialize=["key0", "key1", "stream", "tiles"])
+def _kernel(
+    out,
+    images,
+    samples,
+    key0,
+    key1,
+    stream,
+    scale,
+    elements,
+    tiles,
+    NORMAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The noise of one tile of one row, stored in order."""
+    program = tl.program_id(0)
+    row = (program // tiles).to(tl.int64)
+    tile = program % tiles
+    values = _values(images, samples, key0, key1, stream, scale, row, tile, NORMAL, BLOCK)
     element = tile * (4 * BLOCK) + tl.arange(0, 4 * BLOCK)
     tl.store(out + row * elements + element, values, mask=element < elements)
+
+
+@triton.jit(do_not_specialize=["key0", "key1", "stream", "tiles"])
+def _add_kernel(
+    out,
+    pictures,
+    slots,
+    images,
+    samples,
+    shift,
+    factor,
+    key0,
+    key1,
+    stream,
+    scale,
+    elements,
+    tiles,
+    plane,
+    row_stride,
+    channel_stride,
+    pixel_stride,
+    SHIFT: tl.constexpr,
+    FACTOR: tl.constexpr,
+    NORMAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One tile of ((picture + noise) - shift) * factor, stored in the layout and type of out."""
+    program = tl.program_id(0)
+    row = (program // tiles).to(tl.int64)
+    tile = program % tiles
+    values = _values(images, samples, key0, key1, stream, scale, row, tile, NORMAL, BLOCK)
+    element = tile * (4 * BLOCK) + tl.arange(0, 4 * BLOCK)
+    mask = element < elements
+    picture = tl.load(slots + row)
+    values = tl.load(pictures + picture * elements + element, mask=mask, other=0.0) + values
+    channel = element // plane
+    if SHIFT:
+        values = values - tl.load(shift + channel, mask=mask, other=0.0)
+    if FACTOR:
+        values = values * tl.load(factor + channel, mask=mask, other=0.0)
+    place = row * row_stride + channel * channel_stride + (element % plane) * pixel_stride
+    tl.store(out + place, values.to(out.dtype.element_ty), mask=mask)
 
 
 def fill(
@@ -130,9 +188,7 @@ def fill(
     rows, elements = out.shape
     tiles = triton.cdiv(elements, 4 * BLOCK)
     key0, key1, word = (_signed(value) for value in (*key, stream))
-    # Triton launches on the current GPU, which need not be the one that holds the tensors.
-    on_device = torch.cuda.device(out.device) if out.is_cuda else nullcontext()
-    with on_device:
+    with _on_device(out):
         _kernel[(rows * tiles,)](
             out,
             images.contiguous(),
@@ -145,7 +201,78 @@ def fill(
             tiles,
             NORMAL=kind == "normal",
             BLOCK=BLOCK,
+            enable_fp_fusion=False,
         )
+
+
+def add(
+    kind: str,
+    key: tuple[int, int],
+    stream: int,
+    images: torch.Tensor,
+    samples: torch.Tensor,
+    scale: float,
+    pictures: torch.Tensor,
+    slots: torch.Tensor,
+    out: torch.Tensor,
+    shift: torch.Tensor | None = None,
+    factor: torch.Tensor | None = None,
+) -> None:
+    """Write ((pictures[slots] + noise) - shift) * factor, in float32, then cast to out's type.
+
+    The picture is read and the input written once; the values are those of :func:`fill` followed
+    by the same operations on whole tensors.
+
+    Args:
+        kind: ``normal`` or ``uniform``.
+        key: The two key words of the seed.
+        stream: The stream word.
+        images: int64 [B] on the device of ``out``.
+        samples: int64 [B] on the device of ``out``.
+        scale: Standard deviation or half-width.
+        pictures: float32 [M, C, H, W], contiguous.
+        slots: int64 [B], the picture of each row.
+        out: [B, C, H, W] of a floating type, contiguous or channels-last.
+        shift: float32 with C elements, or None for 0.
+        factor: float32 with C elements, or None for 1.
+    """
+    rows, _, _, width = out.shape
+    elements = pictures[0].numel()
+    tiles = triton.cdiv(elements, 4 * BLOCK)
+    key0, key1, word = (_signed(value) for value in (*key, stream))
+    row_stride, channel_stride, line_stride, pixel_stride = out.stride()
+    if width == 1:  # a stride along one pixel says nothing
+        pixel_stride = line_stride
+    with _on_device(out):
+        _add_kernel[(rows * tiles,)](
+            out,
+            pictures,
+            slots.contiguous(),
+            images.contiguous(),
+            samples.contiguous(),
+            out if shift is None else shift.flatten().contiguous(),
+            out if factor is None else factor.flatten().contiguous(),
+            key0,
+            key1,
+            word,
+            scale,
+            elements,
+            tiles,
+            out[0, 0].numel(),
+            row_stride,
+            channel_stride,
+            pixel_stride,
+            SHIFT=shift is not None,
+            FACTOR=factor is not None,
+            NORMAL=kind == "normal",
+            BLOCK=BLOCK,
+            enable_fp_fusion=False,
+        )
+
+
+def _on_device(out: torch.Tensor):
+    """Triton launches on the current GPU, which need not be the one that holds the tensors."""
+    return torch.cuda.device(out.device) if out.is_cuda else nullcontext()
 
 
 def _signed(word: int) -> int:

@@ -314,6 +314,48 @@ def uniform_batch(
     )
 
 
+def add_noise(
+    kind: str,
+    seed: int,
+    stream: int,
+    image_ids: torch.Tensor,
+    samples: torch.Tensor,
+    scale: float,
+    pictures: torch.Tensor,
+    slots: torch.Tensor,
+    out: torch.Tensor,
+    shift: torch.Tensor | None = None,
+    factor: torch.Tensor | None = None,
+) -> None:
+    """Noisy, normalised network inputs in one pass over memory; needs the backend ``triton``.
+
+    Gives the values of :func:`noise_batch` (or :func:`uniform_batch`), the picture added in
+    float32, then ``shift`` subtracted, ``factor`` multiplied and the result cast.
+
+    Args:
+        kind: ``normal`` or ``uniform``.
+        seed: The noise seed, in [0, 2^64).
+        stream: One of the stream constants of this module.
+        image_ids: int64 [B], image indices in [0, 2^32).
+        samples: int64 [B], sample indices in [0, 2^32).
+        scale: Standard deviation or half-width, in the units of the pictures.
+        pictures: float32 [M, C, H, W], contiguous.
+        slots: int64 [B], the picture of each row.
+        out: [B, C, H, W] of a floating type, contiguous or channels-last; written in place.
+        shift: float32 with C elements, or None for 0.
+        factor: float32 with C elements, or None for 1.
+
+    Raises:
+        CertbenchError: The seed or the stream is out of range.
+    """
+    from certbench.certify import _noise_triton
+
+    key, word = round_keys(seed)[0], int(_words32(stream, "stream"))
+    _noise_triton.add(
+        kind, key, word, image_ids, samples, scale, pictures, slots, out, shift, factor
+    )
+
+
 def _batch(
     kind: str,
     seed: int,

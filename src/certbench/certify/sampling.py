@@ -109,6 +109,17 @@ def for_inference(model: Any, compiled: bool = False) -> tuple[Any, str]:
     return torch.compile(model, dynamic=False, options={"freezing": True}), f"{layout}-compiled"
 
 
+def _without_normalisation(
+    model: Any, wanted: bool
+) -> tuple[Any, torch.Tensor | None, torch.Tensor | None]:
+    """What is left of a folded model, and the shift and the factor of its input, if ``wanted``."""
+    from certbench.models.network import FoldedNetwork
+
+    if wanted and isinstance(model, FoldedNetwork):
+        return model.net, model.shift, model.scale
+    return model, None, None
+
+
 def check_range(images: torch.Tensor) -> None:
     """Refuse images outside [0, 1]: sigma and radii are in these units.
 
@@ -127,9 +138,18 @@ def check_range(images: torch.Tensor) -> None:
 
 
 def additive(
-    noise: Noise, sigma: float, stream: int, images: torch.Tensor, device: Any, size: int
+    noise: Noise,
+    sigma: float,
+    stream: int,
+    images: torch.Tensor,
+    device: Any,
+    size: int,
+    shift: torch.Tensor | None = None,
+    factor: torch.Tensor | None = None,
 ) -> Perturb:
     """Noise of one kind, added to images; see :data:`Perturb`.
+
+    On a GPU with Triton one kernel makes the noise, adds it and normalises.
 
     Args:
         noise: Seed, backend, kind.
@@ -138,6 +158,8 @@ def additive(
         images: float32 [M, C, H, W] in [0, 1].
         device: Where the noise is made and added.
         size: Pairs in a batch.
+        shift: Subtracted from the sum, with C elements; needs :func:`fuses`.
+        factor: Multiplied then, with C elements; needs :func:`fuses`.
 
     Raises:
         CertbenchError: Lattice noise on images that are not multiples of 1/255.
@@ -152,6 +174,26 @@ def additive(
     shape = tuple(images.shape[1:])
     backend = noise.resolved_backend(device)
     make = noises.noise_batch if noise.kind == "gaussian" else noises.uniform_batch
+    if backend == "triton":
+        kind = "normal" if noise.kind == "gaussian" else "uniform"
+        pictures = on_device.contiguous()
+
+        def fused(slot, image_ids, samples, out):
+            noises.add_noise(
+                kind,
+                noise.seed,
+                stream,
+                image_ids,
+                samples,
+                sigma,
+                pictures,
+                slot,
+                out,
+                shift,
+                factor,
+            )
+
+        return fused
     # The noise is made in C x H x W order; adding it also changes the layout.
     drawn = torch.empty((size, *shape), dtype=torch.float32, device=device)
 
@@ -167,9 +209,35 @@ def additive(
             backend=backend,
             out=drawn,
         )
-        torch.add(drawn, on_device[slot], out=out)
+        _add(drawn, on_device, slot, out)
 
     return perturb
+
+
+def fuses(noise: Noise, device: Any) -> bool:
+    """Whether :func:`additive` can normalise too."""
+    return noise.kind != "lattice" and noise.resolved_backend(device) == "triton"
+
+
+def _add(drawn: torch.Tensor, images: torch.Tensor, slot: torch.Tensor, out: torch.Tensor) -> None:
+    """Write ``images[slot] + drawn`` into ``out``, whatever the layouts."""
+    import torch
+
+    runs = out.device.type == "cpu" and images.shape[1] <= 4
+    if runs:
+        values, counts = slot.unique_consecutive(return_counts=True)
+        runs = len(values) <= len(slot) // 8
+    if not runs:
+        torch.add(drawn, images[slot], out=out)
+        return
+    # Pairs of one image follow each other: the image is read from the cache, not copied to each.
+    # Channel by channel, because a loop over three channels-last values is no loop for a CPU.
+    start = 0
+    for image, count in zip(values.tolist(), counts.tolist(), strict=True):
+        part = slice(start, start + count)
+        for channel in range(images.shape[1]):
+            torch.add(drawn[part, channel], images[image, channel], out=out[part, channel])
+        start += count
 
 
 def batches(
@@ -290,7 +358,9 @@ def count_votes(
         if tick is not None:
             tick(done)
     if total and perturb is None:
-        perturb = additive(noise, sigma, stream, images, device, size)
+        inner, shift, factor = _without_normalisation(model, fuses(noise, device))
+        model = inner
+        perturb = additive(noise, sigma, stream, images, device, size, shift, factor)
     classes = torch.arange(num_classes, device=device)
     ones = torch.ones(size, dtype=torch.int64, device=device)
     before, resumed_at = votes.sum(), done
