@@ -253,7 +253,7 @@ def test_what_a_set_lacks_is_said_in_words(errors):
     elastic = ce.ELASTIC[0]
     assert ce.missing_from(keyed, ce.IMAGENET_C, elastic) == ""
     del keyed["fog"]
-    assert ce.missing_from(keyed, ce.IMAGENET_C, elastic) == "fog of 15 types, severities 1 to 5"
+    assert ce.missing_from(keyed, ce.IMAGENET_C, elastic) == "fog of 15 types"
     del keyed["snow"][2]
     assert ce.missing_from(keyed, ce.IMAGENET_C, elastic).endswith(" and severity 2")
     assert "elastic_transform_imagenet_c" in ce.missing_from(keyed, ce.IMAGENET_C, ce.ELASTIC[1])

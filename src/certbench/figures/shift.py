@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from certbench.figures.data import FigureData
 
-version = 2
+version = 3
 
 needs = ("tables",)
 
@@ -123,7 +123,7 @@ def _panel(
     pairs = data.looks.sort(_pairs(rows))
     axes = sheet.panel(
         f"{title} ({shared})" if shared else title,
-        len(families) * max(0.24, 0.11 * len(pairs)),
+        len(families) * max(0.24, 0.11 * len(pairs), 0.31 * any(len(n) > 19 for n, _ in families)),
         rows=[name for name, _ in families],
         xlabel="of all images",
         key=[style.handle(data.looks.of(*pair)) for pair in pairs],

@@ -408,8 +408,8 @@ def missing_from(values: Mapping[str, Mapping[int, Any]], over: TypeSet, elastic
     } - {()}
     said = []
     if absent:
-        listed = ", ".join(absent) if len(absent) <= 3 else f"{len(absent)} types"
-        said.append(f"{listed} of {over}")
+        listed = ", ".join(absent) if len(absent) <= 3 else str(len(absent))
+        said.append(f"{listed} of {len(over.types)} types")
     if short:
         lacking = sorted({s for one in short for s in one})
         word = "severity" if len(lacking) == 1 else "severities"

@@ -154,9 +154,10 @@ def _worst(lookup: _Lookup, pair: tuple[str, str], radius: float | None) -> Cell
     row = lookup.get(f"worst_{lookup.score(pair)}", pair, radius=_zero(pair), kind=any)
     if row is None:
         return Cell()
+    interval = wording.interval(row.low, row.high).rstrip("%")
     return Cell(
         row.corruption.replace("_", " "),
-        f"{wording.percent(row.value)} ({wording.interval(row.low, row.high).rstrip('%')})",
+        f"{wording.percent(row.value)} {f'({interval})' if interval else ''}".strip(),
         sort=row.value,
         title=row.note or "",
     )
