@@ -1,5 +1,7 @@
 """Smoothing on classifiers whose smoothed version is known in closed form."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -357,3 +359,24 @@ def test_options_that_need_more_are_refused():
         refused(
             "one coin", lambda options=options: certify_counts(counts, counts, 1, 0.01, **options)
         )
+
+
+def test_an_answer_called_decided_stands_whatever_votes_follow():
+    total, alpha = 12, 0.2
+    decided = 0
+    for top, second, invalid in itertools.product(range(total + 1), repeat=3):
+        left = total - top - second - invalid
+        if left < 0:
+            continue
+        counts = np.array([[top, second, invalid]])
+        answers = {
+            int(smoothing.predict_counts(counts + np.array([i, j, left - i - j]), alpha)[0][0])
+            for i in range(left + 1)
+            for j in range(left + 1 - i)
+        }
+        if smoothing.predict_decided(counts, left, alpha)[0]:
+            decided += left > 0
+            assert answers == {int(smoothing.predict_counts(counts, alpha)[0][0])}
+        elif left == 0:
+            pytest.fail("nothing is left to change the answer")
+    assert decided > 20

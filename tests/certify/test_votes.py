@@ -353,3 +353,21 @@ def test_the_judge_answers_by_predict_with_noise_of_its_own(certifying):
     assert surface.judge.passes == surface.confirm.passes == 200
     assert surface.confirm.stream == noises.AUDIT
     assert surface.logits(work.images, items).shape == (4, 5)
+
+
+def test_the_judge_answers_as_if_it_had_drawn_all_samples_and_says_what_it_drew(certifying):
+    work = certifying.work(PARAMS, (0, N), count=12)
+    n, alpha = 120, 0.01
+    noise = sampling.Noise(work.seed64, "eager")
+    items = work.item_index.astype(np.int64)
+    for sigma in (0.05, 0.5):
+        judge = votes.Judge(work, sigma, noise, n, alpha)
+        answers = judge(work.images, items)
+        counts = sampling.count_votes(
+            judge.network, work.images, items, noises.PREDICTION, 0, n, sigma=sigma,
+            num_classes=work.num_classes, noise=noise, batch_size=64, numerics="exact",
+            device="cpu",
+        )  # fmt: skip
+        np.testing.assert_array_equal(answers, smoothing.predict_counts(counts, alpha)[0])
+        assert set(judge.spent) <= {72, 84, 96, 108, 120}
+    assert len(set(judge.spent)) > 1

@@ -168,7 +168,7 @@ def _confirm(
     predictions = np.asarray(columns["adv_pred"]).copy()
     predictions[broken] = answers
     forward = np.asarray(columns["n_forward"]).copy()
-    forward[broken] += int(getattr(confirm, "passes", 1))
+    forward[broken] += np.asarray(getattr(confirm, "spent", getattr(confirm, "passes", 1)))
     columns |= {"adv_pred": predictions, "n_forward": forward}
 
 

@@ -88,15 +88,15 @@ def surface(work: SurfaceWork) -> Surface:
 
     sigma, kind = float(work.params["sigma"]), str(work.params.get("noise", "gaussian"))
     objective = _uniform_objective() if kind == "uniform" else SmoothedLogits
+    network, _ = for_inference(work.network)
     logits = objective(
-        work.network,
+        network,
         sigma,
         int(work.params["attack_draws"]),
         seed64=work.seed64,
         batch_size=work.batch_size,
         gradient=str(work.params.get("attack_gradient", "autograd")),
     )
-    network, _ = for_inference(work.network)
     if kind == "lattice":
         # The points of an attack are no 8-bit images, so the rule is evaluated as it is defined
         # for real values: Gaussian noise, then Q, which is part of the classifier.

@@ -48,6 +48,7 @@ __all__ = [
     "count_votes",
     "for_inference",
     "predict_counts",
+    "predict_decided",
     "require_eval",
 ]
 
@@ -470,3 +471,23 @@ def predict_counts(counts: np.ndarray, alpha: float) -> tuple[np.ndarray, np.nda
     top = counts.argmax(1)
     answers = (p_values <= alpha) & (top < counts.shape[1] - 1)
     return np.where(answers, top, ABSTAIN), p_values
+
+
+def predict_decided(counts: np.ndarray, left: int, alpha: float) -> np.ndarray:
+    """Whether ``left`` more votes can no longer change the answer of PREDICT: bool [M].
+
+    The p-value falls with the largest count and rises with the second. So an answer stands if it
+    survives all remaining votes going to the runner-up, and an abstention if it survives all of
+    them going to the top class; :func:`predict_counts` then says now what it would say at the end.
+
+    Args:
+        counts: int64 [M, K + 1] votes so far; the last column counts invalid ones.
+        left: Votes to come.
+        alpha: Level.
+    """
+    order = np.sort(counts, axis=1)
+    top, second = order[:, -1], order[:, -2]
+    # Where the runner-up could draw level, the worst case is a tie, whose p-value is 1.
+    worst = statistics.predict_pvalue(top, np.minimum(second + left, top))
+    best = statistics.predict_pvalue(top + left, second)
+    return np.asarray((worst <= alpha) | (best > alpha))

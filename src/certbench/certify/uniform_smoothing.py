@@ -28,7 +28,7 @@ from certbench.threat import Threat
 if TYPE_CHECKING:
     from certbench.certify.protocol import CollectWork, Shard, Surface, SurfaceWork
 
-version = 1
+version = 2
 
 stats_columns = votes.STATS_COLUMNS
 
