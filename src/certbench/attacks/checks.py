@@ -479,6 +479,9 @@ def examine(
         norm=ball.norm, epsilon=ball.epsilon, loss="ce", steps=steps, allow_short=True
     )
     target = shard.target_of(work, rows, differentiable, work.params)
+    if target.pad_to is not None:
+        # All passes are over these images: one shape of their number serves as well.
+        target.pad_to = min(target.pad_to, count)
     if differentiable:
         found.append(zero_gradient(target, x, y, ball, seeds))
     if columns is not None:
