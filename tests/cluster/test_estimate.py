@@ -201,3 +201,29 @@ def test_stored_variants_count_on_the_disk():
         sizes.append(estimate.disk(job, 224) / 20)
     assert 96_000 < sizes[0] < 147_000
     assert 8_000 < sizes[1] < 31_000
+
+
+@pytest.mark.parametrize(
+    ("defense", "certificate", "step"),
+    [
+        # 25 begins in strides of ceil(25 / 6) = 5: five masks a side, 25 * 26 / 2 pairs, the image.
+        ({"type": "double_masking", "patch_size": 8}, 326, 8 + 4),
+        ({"type": "derandomized_smoothing", "band": 4}, 32 + 1, 8),
+        ({"type": "derandomized_smoothing", "band": 4, "ablation": "block"}, 32**2 + 1, 8),
+        ({"type": "splitting", "half_width": 0.1}, 51, 16),
+    ],
+)
+def test_defences_without_samples_say_what_a_certificate_costs(defense, certificate, step):
+    entry = copy.deepcopy(DIGITS)
+    entry["defenses"] = {"shield": defense}
+    entry["attacks"] = {
+        "every": {"type": "adaptive", "norm": "l2", "epsilon": 0.5, "steps": 7, "restarts": 2}
+    }
+    experiment = entry["experiments"][0]
+    experiment |= {"defenses": ["shield"], "attacks": ["every"], "variants": ["clean"]}
+    experiment["exclude"] = []
+    made = plan.make(entry)
+    stages = estimate.estimate(made).stages
+    items = experiment["datasets"][0]["limit"] * len(experiment["models"])
+    assert stages["collect"].forward == items * certificate
+    assert stages["attack"].backward == items * estimate.SURROGATES * 7 * 2 * step

@@ -110,6 +110,12 @@ def kept(length: int, band: int, stride: int) -> np.ndarray:
     return (np.arange(length)[None] - starts[:, None]) % length < band
 
 
+def forward_passes(params: Mapping[str, Any], side: int) -> int:
+    """Forward passes of one certificate of a square image: every view, and the whole image."""
+    along = -(-side // int(params["stride"]))
+    return (along**2 if params["ablation"] == "block" else along) + 1
+
+
 def blanked(params: Mapping[str, Any], shape: Sequence[int]) -> np.ndarray:
     """Pixels that each view takes away: bool [views, H, W].
 

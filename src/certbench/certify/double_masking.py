@@ -125,6 +125,12 @@ def samples(collect: CollectParams) -> None:
     """Jobs are sharded over items only: an image's pairs of masks stay together."""
 
 
+def forward_passes(params: Mapping[str, Any], side: int) -> int:
+    """Forward passes of one certificate of a square image: every pair of masks, and none."""
+    count = len(mask_set(params, (3, side, side)))
+    return count * (count + 1) // 2 + 1
+
+
 def mask_set(params: Mapping[str, Any], shape: Sequence[int]) -> masks.MaskSet:
     """The masks for images of a shape [C, H, W].
 

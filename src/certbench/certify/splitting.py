@@ -15,7 +15,7 @@ point, so a real-valued perturbation of the same l1 size may cross twice as many
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +94,11 @@ def shifts(half_width: float) -> int:
             remedy=f"for example {max(2, round(exact))} / 510 = {max(2, round(exact)) / 510:.17g}",
         )
     return round(exact)
+
+
+def forward_passes(params: Mapping[str, Any], side: int) -> int:
+    """Forward passes of one certificate: one for each split position."""
+    return shifts(float(params["half_width"]))
 
 
 def validate(collect: CollectParams, decide: DecideParams, where: str) -> None:

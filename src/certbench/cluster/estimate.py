@@ -106,12 +106,22 @@ class Estimate:
         return sum(cost.gpu_s for rule, cost in self.stages.items() if rule in GPU_RULES) / 3600
 
 
-def passes(job: PlannedJob, train_items: int | None = None) -> tuple[int, int]:
+SIDE = 224
+"""Side of an image where the view does not say it."""
+
+SURROGATES = 5
+"""What a masked or voting defence offers to the attack on every surrogate, at most."""
+
+
+def passes(
+    job: PlannedJob, train_items: int | None = None, side: int | None = None
+) -> tuple[int, int]:
     """Forward and backward passes of a job: an upper bound.
 
     Args:
         job: A planned job.
         train_items: Training images, where the job trains (None if unknown: counted as 50,000).
+        side: Height and width of the images (None if unknown: 224).
     """
     work = job.work
     if job.rule == "predict":
@@ -119,14 +129,17 @@ def passes(job: PlannedJob, train_items: int | None = None) -> tuple[int, int]:
     if job.rule == "collect":
         start, stop = work["samples"]
         params = work["defense"]["collect"]
+        fixed = _fixed_passes(work, params, side)
+        if fixed is not None:
+            return (work["items"][1] - work["items"][0]) * fixed, 0
         samples = (params.get("n", 0) if stop is None else stop - start) + params.get("n0", 0)
         return (work["items"][1] - work["items"][0]) * int(samples), 0
     if job.rule == "attack":
-        forward, backward = _attack_passes(work)
+        forward, backward = _attack_passes(work, side)
         items = work["items"][1] - work["items"][0]
         return items * forward, items * backward
     if job.rule == "fit":
-        forward, backward = _attack_passes(work)
+        forward, backward = _attack_passes(work, side)
         items = work["attack"]["params"].get("fit_items", 10_000)
         return items * forward, items * backward
     if job.rule == "train":
@@ -138,12 +151,31 @@ def passes(job: PlannedJob, train_items: int | None = None) -> tuple[int, int]:
     return 0, 0
 
 
-def _attack_passes(work: Mapping[str, Any]) -> tuple[int, int]:
+def _fixed_passes(
+    work: Mapping[str, Any], params: Mapping[str, Any], side: int | None
+) -> int | None:
+    """What a certifier says one certificate costs; None where samples say it."""
+    from certbench import plugins
+
+    if "name" not in work["defense"]:
+        return None
+    module = plugins.load(
+        "certifier", work["defense"]["name"], tuple(work.get("plugins", ())), where="estimate"
+    )
+    told = getattr(module, "forward_passes", None)
+    return int(told(params, side or SIDE)) if told else None
+
+
+def _attack_passes(work: Mapping[str, Any], side: int | None = None) -> tuple[int, int]:
     """Forward and backward passes for one image that survives the whole attack."""
     name, params = work["attack"]["name"], work["attack"]["params"]
     defense = work["defense"].get("params", {})
-    draws = int(defense.get("attack_draws", 1))
-    predict = int(defense.get("predict_n", 0))
+    draws = sum(
+        int(defense.get(name, 0))
+        for name in ("attack_draws", "attack_masks", "attack_pairs", "attack_views")
+    )
+    draws = max(1, draws)
+    predict = int(defense.get("predict_n", 0)) or _fixed_passes(work, defense, side) or 0
 
     def climbing(steps: int, runs: int, each: int = 1) -> tuple[int, int, int]:
         return steps * runs * each, steps * runs * each, steps * runs
@@ -169,6 +201,15 @@ def _attack_passes(work: Mapping[str, Any]) -> tuple[int, int]:
         parts = [one("apgd-t")]
     elif name == "fab":
         parts = [one("fab-t" if params.get("targeted") else "fab")]
+    elif name == "adaptive":
+        offered = SURROGATES if predict else 1
+        count = len(params.get("objectives", ())) or offered
+        queries = int(params["queries"])
+        parts = [one("pgd")] * count + ([(queries, 0, queries)] if predict else [])
+    elif name == "patch_pgd":
+        places = int(params["positions"]) + int(params["random_positions"])
+        places += 4 * bool(params["corners"])
+        parts = [climbing(int(params["steps"]) * int(params["restarts"]), places)]
     else:
         parts = [one(name)]
     forward, backward, steps = (sum(column) for column in zip(*parts, strict=True))
@@ -303,7 +344,7 @@ def _cost(job: PlannedJob, plan: Plan, rates: Mapping[str, throughput.Rate | Non
         block = job.work["dataset"]
         stated = plan.config["datasets"][block["id"]].get("sizes", {})
         items = stated.get(block["train_split"]) or _split_size(job)
-    forward, backward = passes(job, items)
+    forward, backward = passes(job, items, side)
     rate = rates.get(job.key[0] if job.rule == "train" else job.work["model"])
     spent = START_S + ((forward + BACKWARD * backward) / rate.images_per_s if rate else 0.0)
     return Cost(1, forward, backward, spent, disk(job, side), 0 if rate else 1)
