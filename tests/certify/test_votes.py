@@ -371,3 +371,41 @@ def test_the_judge_answers_as_if_it_had_drawn_all_samples_and_says_what_it_drew(
         np.testing.assert_array_equal(answers, smoothing.predict_counts(counts, alpha)[0])
         assert set(judge.spent) <= {72, 84, 96, 108, 120}
     assert len(set(judge.spent)) > 1
+
+
+def test_fast_numerics_run_the_rest_of_a_batch_without_padding_and_resume_after_it(certifying):
+    work = certifying.work(PARAMS, (0, N), count=3)
+    seen = []
+
+    class Watched(torch.nn.Module):
+        def forward(self, x):
+            seen.append(len(x))
+            return work.network(x)
+
+    def counted(numerics, progress=None):
+        seen.clear()
+        return sampling.count_votes(
+            Watched().eval(), work.images, work.item_index.astype(np.int64), noises.ESTIMATION,
+            0, 90, sigma=0.5, num_classes=work.num_classes,
+            noise=sampling.Noise(work.seed64, "eager"), batch_size=64, numerics=numerics,
+            device="cpu", progress=progress,
+        )  # fmt: skip
+
+    class Kept:
+        due = False
+        state = None
+
+        def load(self):
+            return self.state
+
+        def save(self, state, force=False):
+            self.state = dict(state)
+
+    exact = counted("exact")
+    assert seen == [sampling.EXACT_BATCH] * 3
+    kept = Kept()
+    fast = counted("fast", kept)
+    assert seen == [64, 64, 64, 64, 14]
+    assert np.abs(fast - exact).sum() <= 2  # one vote in 270 may differ
+    np.testing.assert_array_equal(counted("fast", kept), fast)
+    assert not seen

@@ -207,9 +207,9 @@ def additive(
             sigma,
             device,
             backend=backend,
-            out=drawn,
+            out=drawn[: len(slot)],
         )
-        _add(drawn, on_device, slot, out)
+        _add(drawn[: len(slot)], on_device, slot, out)
 
     return perturb
 
@@ -249,10 +249,11 @@ def batches(
     size: int,
     device: Any,
     done: int = 0,
+    pad: bool = True,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int]]:
     """Network inputs of samples [start, stop) of all images, in batches of one shape.
 
-    The last batch is padded with its last pair.
+    The last batch is padded with its last pair, or shorter.
 
     Args:
         images: float32 [M, C, H, W].
@@ -263,6 +264,7 @@ def batches(
         size: Pairs in a batch.
         device: Torch device.
         done: Pairs to skip.
+        pad: Whether to pad the last batch.
 
     Yields:
         ``slot`` and ``sample`` (int64 [size]), ``real`` (bool [size], False for padding), the
@@ -281,13 +283,14 @@ def batches(
         memory_format=torch.channels_last,
     )
     while done < total:
-        pair = torch.arange(done, done + size, device=device)
+        step = min(size, total - done)
+        pair = torch.arange(done, done + (size if pad else step), device=device)
         real = pair < total
         pair = pair.clamp_max(total - 1)
         slot, sample = pair // samples, pair % samples + start
-        perturb(slot, keys[slot], sample, batch)
-        step = min(size, total - done)
-        yield slot, sample, real, batch, step
+        filled = batch[: len(pair)]
+        perturb(slot, keys[slot], sample, filled)
+        yield slot, sample, real, filled, step
         done += step
 
 
@@ -361,22 +364,24 @@ def count_votes(
         inner, shift, factor = _without_normalisation(model, fuses(noise, device))
         model = inner
         perturb = additive(noise, sigma, stream, images, device, size, shift, factor)
+    # A GPU tunes and a compiler compiles for one shape; a CPU takes the rest as it is.
+    compiled = hasattr(model, "_orig_mod")
+    pad = numerics == "exact" or compiled or torch.device(device).type != "cpu"
     classes = torch.arange(num_classes, device=device)
     ones = torch.ones(size, dtype=torch.int64, device=device)
     before, resumed_at = votes.sum(), done
 
     def save(force: bool) -> None:
-        # Every batch adds `size` votes, padding included, so the votes themselves tell how many
-        # batches they hold, even where a signal struck between a batch and its bookkeeping.
+        # Every pair adds a vote, padding included, so the votes themselves tell how far they
+        # reach, even where a signal struck between a batch and its bookkeeping.
         counted = votes.clone()
-        held = int(counted.sum() - before) // size
-        reached = min(resumed_at + held * size, total)
+        reached = min(resumed_at + int(counted.sum() - before), total)
         state.update({f"{label}.votes": counted.cpu().numpy(), f"{label}.done": reached})
         progress.save(state, force=force)
 
     try:
         with torch.inference_mode():
-            made = batches(images, item_index, start, stop, perturb, size, device, done)  # type: ignore[arg-type]
+            made = batches(images, item_index, start, stop, perturb, size, device, done, pad)  # type: ignore[arg-type]
             for slot, _, real, batch, step in made:
                 logits = model(batch).float()
                 if logits.ndim != 2 or logits.shape[1] != num_classes:
@@ -390,7 +395,7 @@ def count_votes(
                 vote = torch.where(logits == top, classes, num_classes).amin(1)
                 vote = torch.where(torch.isfinite(logits).all(1), vote, num_classes)
                 slot = torch.where(real, slot, count)
-                votes.index_add_(0, slot * (num_classes + 1) + vote, ones)
+                votes.index_add_(0, slot * (num_classes + 1) + vote, ones[: len(slot)])
                 done += step
                 if tick is not None:
                     tick(step)
