@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from certbench.figures.data import FigureData
 
-version = 1
+version = 2
 
 needs = ("attacks", "tables")
 
@@ -64,6 +65,7 @@ def _panel(sheet: style.Sheet, data: FigureData, params: Params, at: dict, group
         key=[style.handle(data.looks.of(*pair)) for pair in pairs],
     )
     axes.set_xscale("log")
+    named: list[tuple[float, float, str]] = []
     for pair in pairs:
         look = data.looks.of(*pair)
         own = group[group["model"].eq(pair[0]) & group["defense"].eq(pair[1])]
@@ -77,19 +79,36 @@ def _panel(sheet: style.Sheet, data: FigureData, params: Params, at: dict, group
         axes.plot([p[0] for p in points], [p[1] for p in points], color=look.colour, linewidth=0.9)
         for cost, share, low, high, attack in points:
             style.whisker(axes, cost, share, low, high, look, vertical=True)
-            axes.annotate(
-                str(attack),
-                (cost, share),
-                xytext=(6, 4),
-                textcoords="offset points",
-                fontsize=8.5,
-                color=style.MUTED,
-            )
+            named.append((cost, share, str(attack)))
         _floor(axes, data.tables, at, pair, look)
+    _names(axes, named)
     low, high = axes.get_xlim()
     axes.set(xlim=(low / 1.5, high * 4), ylim=(0, 1.02))
     style.percent_axis(axes.yaxis)
     style.despine(axes)
+
+
+def _names(axes, named: list[tuple[float, float, str]]) -> None:
+    """Name the points; where several are close, names stand below (or above) each other, once."""
+    placed: list[tuple[float, float, str]] = []
+    for cost, share, attack in sorted(named):
+        near = [
+            other
+            for other in placed
+            if abs(math.log10(cost / other[0])) < 1 and abs(share - other[1]) < 0.1
+        ]
+        if any(other[2] == attack for other in near):
+            continue
+        placed.append((cost, share, attack))
+        line = 11 * len(near)
+        axes.annotate(
+            attack,
+            (cost, share),
+            xytext=(6, 4 + line if share < 0.5 or not near else -6 - line),
+            textcoords="offset points",
+            fontsize=8.5,
+            color=style.MUTED,
+        )
 
 
 def _floor(axes, tables: pd.DataFrame, at: dict, pair: tuple, look: style.Series) -> None:
