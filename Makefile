@@ -36,7 +36,7 @@ report: $(STAMP)  ## the embedded study: results/report.html (minutes, no downlo
 	@echo "Open results/report.html"
 
 test: $(STAMP_DEV)  ## all tests
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile -q $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile -q $(PYTEST_ARGS)
 
 lint: $(STAMP_DEV)  ## format and lint
 	$(BIN)/ruff format --check .
