@@ -63,6 +63,17 @@ def test_a_threat_of_another_norm_asks_for_the_radius_that_covers_it():
     assert numbers(certificates(), [Threat("lp", "linf", 0.005)])[name]["value"] == 0.25
 
 
+def test_the_information_gain_of_flat_classes_is_certified_accuracy():
+    frame = certificates().assign(
+        label=[0, 0, 0, 1], predict=[0, 0, 5, 1], radius=[0.6, 0.2, 1, 0.5]
+    )
+    found = numbers(frame)
+    # Classes 0 and 1: one of three and one of one hold at 0.5.
+    assert found["cig", 0.5]["value"] == found["certified_accuracy", 0.5]["value"] == 0.5
+    assert found["cig_class_mean", 0.5]["value"] == pytest.approx((1 / 3 + 1) / 2)
+    assert found["cig_class_mean", 0.0]["value"] == pytest.approx((2 / 3 + 1) / 2)
+
+
 def test_the_cost_of_a_certificate_is_a_mean_over_all_images():
     found = numbers(certificates())
     assert found["forward_per_certificate", None]["value"] == 850.0

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from certbench.threat import Threat
 
-version = 3
+version = 4
 
 rows = "certificates"
 
@@ -45,7 +45,9 @@ def compute(group: pd.DataFrame, params: Params, context: Any) -> list[dict[str,
     that. ``acr`` is the average certified radius, whose size depends on the sample budget and on
     easy images: read it beside ``p_a`` quantiles and ``cap_share``. ``linf_equivalent`` is the
     radius of the largest l-infinity ball inside the certified ball, r / sqrt(d) for l2 and r / d
-    for l1. ``forward_per_certificate`` and ``seconds_per_certificate`` are means over items.
+    for l1. ``cig`` is the certified information gain (Anani et al., ICML 2024): with one flat set
+    of classes it equals certified accuracy; ``cig_class_mean`` is its mean over the classes that
+    occur. ``forward_per_certificate`` and ``seconds_per_certificate`` are means over items.
     """
     from certbench.certify.statistics import high_probability_slack
     from certbench.metrics import certification
@@ -61,6 +63,9 @@ def compute(group: pd.DataFrame, params: Params, context: Any) -> list[dict[str,
             "certified_accuracy", ok & (group["radius"] >= radius), params.confidence, radius
         )
         made.append(row)
+        # Every class of a flat label set is worth log K, so the gain is the share itself.
+        made.append({**row, "metric": "cig"})
+        made.append(value("cig_class_mean", _class_mean(group, ok, radius), len(group), radius))
         inner = _linf_equivalent(radius, norm, context.dimension)
         if radius > 0 and inner is not None:
             made.append(value("linf_equivalent", inner, len(group), radius))
@@ -107,6 +112,12 @@ def _promise(group: pd.DataFrame) -> Threat:
         space=str(space) if isinstance(space, str) else "pixel01",
         unit=str(unit) if isinstance(unit, str) else "item",
     )
+
+
+def _class_mean(group: pd.DataFrame, ok: Any, radius: float) -> float:
+    """Mean over the labels that occur of the share certified and right: [n] -> one number."""
+    held = (ok & (group["radius"] >= radius)).groupby(group["label"]).mean()
+    return float(held.mean()) if len(held) else float("nan")
 
 
 def _linf_equivalent(radius: float, norm: Any, dimension: int | None) -> float | None:

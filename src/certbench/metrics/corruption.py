@@ -24,7 +24,8 @@ missing. Severities need not be monotone, and nothing here assumes it. Intervals
 of the variants' exact intervals.
 
 Certified information gain is a measure of pixel labels in a hierarchy. For whole images with flat
-labels it equals certified accuracy (every leaf has gain 1), so it has no row here.
+labels it equals certified accuracy (every leaf has gain 1): the metric ``certified`` states it for
+each variant, and means over variants are those of certified accuracy.
 """
 
 from __future__ import annotations
