@@ -564,3 +564,43 @@ def test_the_variants_in_the_documentation_can_be_planned(tiny):
         tiny["variants"] = yaml.safe_load(whole)["variants"]
         tiny["experiments"][1]["variants"] = list(tiny["variants"])
         assert len(variant_jobs(tiny)) == (3 + 1 + 2 if "stored" in tiny["variants"] else 15)
+
+
+def test_an_attack_on_some_items_takes_the_first_of_them(tiny):
+    made = plan.make(tiny)
+    attack, size = (
+        tiny["experiments"][0]["attacks"][0],
+        tiny["experiments"][0]["datasets"][0]["limit"],
+    )
+    tiny["attacks"][attack]["items"] = size // 2
+    some = plan.make(tiny)
+
+    def attacked(found):
+        ranges = [j.work["items"] for (rule, _), j in found.jobs.items() if rule == "attack"]
+        return {i for start, stop in ranges for i in range(start, stop)}
+
+    assert attacked(made) == set(range(size))
+    assert attacked(some) == set(range(size // 2))
+    # Nothing else changes: neither certificates nor the attack's own parameters.
+    others = {key: job.work for key, job in made.jobs.items() if key[0] in ("collect", "predict")}
+    assert others == {k: j.work for k, j in some.jobs.items() if k[0] in ("collect", "predict")}
+    tiny["attacks"][attack]["items"] = 10 * size
+    assert attacked(plan.make(tiny)) == set(range(size))
+
+
+def test_a_variant_of_adversarial_images_is_made_of_all_items_whatever_the_attack_is_limited_to(
+    tiny,
+):
+    experiment = tiny["experiments"][0]
+    attack, size = experiment["attacks"][0], experiment["datasets"][0]["limit"]
+    tiny["attacks"][attack]["items"] = 1
+    model = experiment["models"][0]
+    tiny["variants"]["adv"] = {"type": "adversarial", "model": model, "attack": attack}
+    experiment["variants"] = ["adv"]
+    found = plan.make(tiny)
+    clean = [
+        job.work["items"]
+        for (rule, key), job in found.jobs.items()
+        if rule == "attack" and key[1] == "clean"
+    ]
+    assert {i for start, stop in clean for i in range(start, stop)} == set(range(size))

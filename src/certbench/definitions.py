@@ -238,7 +238,7 @@ class Definitions:
         """An attack, or one for each combination of the lists given for scalar parameters."""
         if name not in self._attack_uses:
             entry = self.definition("attacks", name, where)
-            evaluation = ("checks", "surrogate")
+            evaluation = ("checks", "surrogate", "items")
             method = {key: value for key, value in entry.items() if key not in evaluation}
             made = self.sweep(method, f"attacks.{name}", "attack")
             lists = [key for key in entry if len(made) > 1 and isinstance(entry[key], list)]

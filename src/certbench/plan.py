@@ -412,7 +412,7 @@ class _Planner:
         (attack,) = self.defined.attacks(source.attack, f"{where}.attack")
         jobs: dict[str, list[PlannedJob]] = {"fit": []}
         clean = self.defined.variant(CLEAN, where)[0]
-        shards = self._attack(selection, clean, model, defense, attack, jobs, where)
+        shards = self._attack(selection, clean, model, defense, attack, jobs, where, whole=True)
         return [shard.outputs["images"] for shard in shards]
 
     def _item_ranges(self, selection: Selection) -> list[tuple[int, int]]:
@@ -490,7 +490,10 @@ class _Planner:
             self._add("decide", key, {"stats": [s.outputs["rows"] for s in shards]}, work)
         )
 
-    def _attack(self, selection, variant, model, defense, attack, jobs, where) -> list[PlannedJob]:
+    def _attack(
+        self, selection, variant, model, defense, attack, jobs, where, whole=False
+    ) -> list[PlannedJob]:
+        """The shards of an attack; ``whole``: on all items, because a variant is made of them."""
         if defense is not None and not hasattr(defense.module, "attack_surface"):
             raise CertbenchError(
                 f"certifier '{defense.name}' does not say how it is attacked",
@@ -508,10 +511,13 @@ class _Planner:
         entry = self.config["attacks"][attack.definition]
         if entry["checks"]:
             work["checks"] = entry["checks"]
-        ranges = self._item_ranges(selection)
+        size = selection.size if whole else min(selection.size, entry["items"] or selection.size)
+        ranges = paths.ranges(size, self.config["shards"]["items"])
         borrowed: list[dict[str, str]] = [{} for _ in ranges]
         if entry["surrogate"] is not None:
-            borrowed = self._surrogate_images(selection, variant, model, defense, attack, ranges)
+            borrowed = self._surrogate_images(
+                selection, variant, model, defense, attack, ranges, whole
+            )
             if borrowed[0]:
                 work["surrogate"] = entry["surrogate"]
         artifact: dict[str, str] = {}
@@ -542,7 +548,7 @@ class _Planner:
         ]
 
     def _surrogate_images(
-        self, selection, variant, model, defense, attack, ranges
+        self, selection, variant, model, defense, attack, ranges, whole
     ) -> list[dict[str, str]]:
         """What the same attack makes of an undefended surrogate, range by range (check C10)."""
         entry = self.config["attacks"][attack.definition]
@@ -556,7 +562,7 @@ class _Planner:
         if defense is None and model.key[0] == entry["surrogate"]:
             return [{} for _ in ranges]
         surrogate = self._model(entry["surrogate"], spot)
-        made = self._attack(selection, variant, surrogate, None, attack, {"fit": []}, spot)
+        made = self._attack(selection, variant, surrogate, None, attack, {"fit": []}, spot, whole)
         return [{"surrogate_images": shard.outputs["images"]} for shard in made]
 
     def _summaries(
