@@ -121,6 +121,17 @@ def test_what_is_neither_proven_nor_broken_is_called_undecided():
     assert "bare “plain” stays right on 53.5%" in text
 
 
+def test_an_attack_on_some_of_the_images_says_on_how_many(monkeypatch):
+    some = [{**row, "n": 100} if row["attack"] == "pgd-l2" else row for row in ROWS]
+    monkeypatch.setitem(globals(), "ROWS", some)
+    _, text = _finding()
+    assert "On the first 100 images, under pgd-l2 with ℓ₂ ≤ 0.5 it still answers" in text
+    sources = _sources()
+    (table,) = crosstable.build(sources, Numbers(sources.tables))
+    notes = {cell.note for _, cells in table.rows for cell in cells if cell.note}
+    assert "of 100 images" in notes
+
+
 def test_an_attack_of_another_norm_is_outside_the_threat_model():
     _, text = _finding()
     assert "Outside its threat model the certificate proves nothing: under pgd-linf" in text

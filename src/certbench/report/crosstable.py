@@ -116,7 +116,11 @@ def _table(sources: Sources, numbers: Numbers, place: tuple) -> CrossTable:
             for r in radii
         ]
         for attack, _ in attacks:
-            cells.append(_share(_attacked(numbers, place, pair, attack)))
+            found = _attacked(numbers, place, pair, attack)
+            cell = _share(found)
+            if found is not None and sizes and found.n < max(sizes):
+                cell = dataclasses.replace(cell, note=f"of {found.n} images")
+            cells.append(cell)
         for _, ids in families:
             cells.append(_shifted(numbers, place, pair, ids, reference))
         for attack, variant in attacked:

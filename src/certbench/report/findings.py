@@ -233,9 +233,12 @@ def _attacked(
             if round(open_, 4)
             else "none is undecided"
         )
+        asked = numbers.get("abstain_rate", place, pair)
+        some = asked is not None and robust.n < asked.n
+        under = f"On the first {robust.n} images, under" if some else "Under"
         part.sentences.append(
-            f"Under {attack} with {budget} it still answers correctly on {robust.percent} "
-            f"({robust.interval}); {proven.percent} are proven, {undecided}."
+            f"{under} {attack} with {budget} it still answers correctly on "
+            f"{robust.percent} ({robust.interval}); {proven.percent} are proven, {undecided}."
             + _bare_under(numbers, place, pair, attack)
         )
         part.tiles.append(Tile(robust.percent, f"right under {attack} {budget}", robust.interval))
