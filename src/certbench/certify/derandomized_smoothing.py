@@ -158,50 +158,28 @@ def collect(work: CollectWork) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         CertbenchError: The band does not fit, or the model's logits are unusable.
     """
-    from certbench.certify.masked_prediction import MaskedPredictor, fill_colour
+    from certbench.certify import masked_prediction
 
-    shape = list(work.images.shape[1:])
-    predictor = MaskedPredictor(
-        work.network,
-        work.num_classes,
-        blanked(work.params, shape),
-        fill_colour(work.network, work.params["fill"], shape[0]),
-        batch_size=work.batch_size,
-        numerics=work.numerics,
-        device=work.device,
-    )
-    count, views = len(work.images), len(predictor.masks)
+    shape, count = list(work.images.shape[1:]), len(work.images)
+    predictor = masked_prediction.predictor_of(work, blanked(work.params, shape), shape[0])
     counts = np.zeros((count, work.num_classes), np.int32)
     plain = np.zeros(count, np.int32)
-    state = (work.progress.load() if work.progress is not None else None) or {}
-    done = int(state.get("done", 0))
-    if done:
-        counts[:done], plain[:done] = state["votes"], state["plain"]
-        if work.tick is not None:
-            work.tick(done)
-    step = max(1, 8 * predictor.size // views)
-    for begin in range(done, count, step):
-        part = work.images[begin : begin + step].to(work.device)
-        stop = begin + len(part)
-        counts[begin:stop] = count_votes(predictor, part, work.params["threshold"])
+
+    def ask(part: torch.Tensor) -> dict[str, np.ndarray]:
         bare = np.full((len(part), 1), -1)
-        plain[begin:stop] = predictor.predict(part, np.arange(len(part)), bare)[0]
-        if work.progress is not None:
-            work.progress.save({"done": stop, "votes": counts[:stop], "plain": plain[:stop]})
-        if work.tick is not None:
-            work.tick(len(part))
-    identity = {
-        "kind": "derandomized-smoothing",
-        "variant": work.variant,
-        "model": work.model_sha256,
-        "numerics": work.numerics,
-        "layout": predictor.layout,
-        "dtype": "float32",
-        "shape": shape,
-        "params": {name: work.params[name] for name in ("ablation", "band", "stride", "threshold")},
-        "fill": [float(v) for v in predictor.fill.tolist()],
-        "num_classes": work.num_classes,
-    }
+        return {
+            "votes": count_votes(predictor, part, work.params["threshold"]),
+            "plain": predictor.predict(part, np.arange(len(part)), bare)[0],
+        }
+
+    arrays: dict[str, np.ndarray] = {"votes": counts, "plain": plain}
+    masked_prediction.fill_in(work, predictor, len(predictor.masks), arrays, ask)
+    identity = masked_prediction.identity_of(
+        work,
+        predictor,
+        kind="derandomized-smoothing",
+        params={name: work.params[name] for name in ("ablation", "band", "stride", "threshold")},
+    )
     return {
         "slot": np.arange(count),
         "votes": [row.astype("<i4").tobytes() for row in counts],

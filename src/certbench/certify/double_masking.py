@@ -23,6 +23,8 @@ from certbench.params import param
 from certbench.threat import Threat
 
 if TYPE_CHECKING:
+    import torch
+
     from certbench.certify.masked_prediction import MaskedViews
     from certbench.certify.protocol import CollectWork, Shard, Surface, SurfaceWork
 
@@ -154,54 +156,27 @@ def collect(work: CollectWork) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         CertbenchError: The patch does not fit, or the model's logits are unusable.
     """
-    from certbench.certify.masked_prediction import MaskedPredictor, fill_colour
+    from certbench.certify import masked_prediction
 
-    shape = list(work.images.shape[1:])
+    shape, count = list(work.images.shape[1:]), len(work.images)
     found = mask_set(work.params, shape)
-    predictor = MaskedPredictor(
-        work.network,
-        work.num_classes,
-        found.blanked,
-        fill_colour(work.network, work.params["fill"], shape[0]),
-        batch_size=work.batch_size,
-        numerics=work.numerics,
-        device=work.device,
-    )
+    predictor = masked_prediction.predictor_of(work, found.blanked, shape[0])
     layers = np.concatenate([found.pairs, [[-1, -1]]])
-    count, queries = len(work.images), len(layers)
+    queries = len(layers)
     labels = np.zeros((count, queries), np.int16)
     margins = np.zeros((count, queries), np.float32)
-    state = (work.progress.load() if work.progress is not None else None) or {}
-    done = int(state.get("done", 0))
-    if done:
-        labels[:done], margins[:done] = state["labels"], state["margins"]
-        if work.tick is not None:
-            work.tick(done)
-    # Whole images at a time, as many as fill some passes.
-    step = max(1, 8 * predictor.size // queries)
-    for begin in range(done, count, step):
-        part = work.images[begin : begin + step].to(work.device)
+
+    def ask(part: torch.Tensor) -> dict[str, np.ndarray]:
         slot = np.repeat(np.arange(len(part)), queries)
         made = predictor.predict(part, slot, np.tile(layers, (len(part), 1)))
-        stop = begin + len(part)
-        labels[begin:stop] = made[0].reshape(len(part), queries)
-        margins[begin:stop] = made[1].reshape(len(part), queries)
-        if work.progress is not None:
-            work.progress.save({"done": stop, "labels": labels[:stop], "margins": margins[:stop]})
-        if work.tick is not None:
-            work.tick(len(part))
-    identity = {
-        "kind": "double-masking",
-        "variant": work.variant,
-        "model": work.model_sha256,
-        "numerics": work.numerics,
-        "layout": predictor.layout,
-        "dtype": "float32",
-        "shape": shape,
-        "masks": found.facts(),
-        "fill": [float(v) for v in predictor.fill.tolist()],
-        "num_classes": work.num_classes,
-    }
+        told = [rows.reshape(len(part), queries) for rows in made]
+        return {"labels": told[0], "margins": told[1]}
+
+    arrays: dict[str, np.ndarray] = {"labels": labels, "margins": margins}
+    masked_prediction.fill_in(work, predictor, queries, arrays, ask)
+    identity = masked_prediction.identity_of(
+        work, predictor, kind="double-masking", masks=found.facts()
+    )
     return {
         "slot": np.arange(count),
         "n_masks": np.full(count, len(found), np.int32),

@@ -7,7 +7,7 @@ pixels by selection, never by multiplication, so that nothing of a patch comes t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from certbench.errors import CertbenchError
 if TYPE_CHECKING:
     import torch
 
-    from certbench.certify.protocol import Shard, SurfaceWork
+    from certbench.certify.protocol import CollectWork, Shard, SurfaceWork
 
 
 def fill_colour(network: Any, fill: float | None, channels: int) -> torch.Tensor:
@@ -157,6 +157,79 @@ class MaskedPredictor:
                 yield part, guard_logits(logits, self.name, self.num_classes)
 
 
+def predictor_of(
+    work: CollectWork | SurfaceWork, blanked: np.ndarray, channels: int
+) -> MaskedPredictor:
+    """The defended function of a job, whether it certifies or attacks.
+
+    Args:
+        work: The job's context; its params hold ``fill``.
+        blanked: bool [N, H, W], the pixels each mask takes away.
+        channels: C.
+    """
+    return MaskedPredictor(
+        work.network,
+        work.num_classes,
+        blanked,
+        fill_colour(work.network, work.params["fill"], channels),
+        batch_size=work.batch_size,
+        numerics=work.numerics,
+        device=work.device,
+    )
+
+
+def fill_in(
+    work: CollectWork,
+    predictor: MaskedPredictor,
+    queries: int,
+    found: dict[str, np.ndarray],
+    ask: Callable[[torch.Tensor], Mapping[str, np.ndarray]],
+) -> None:
+    """Ask about every image of a shard, going on from its progress.
+
+    Args:
+        work: The shard.
+        predictor: The network under masks.
+        queries: Queries per image.
+        found: Arrays [M, ...] to fill, by name.
+        ask: Images [n, C, H, W] on the device -> their rows of each array.
+    """
+    state = (work.progress.load() if work.progress is not None else None) or {}
+    count, done = len(work.images), int(state.get("done", 0))
+    if done:
+        for name, rows in found.items():
+            rows[:done] = state[name]
+        if work.tick is not None:
+            work.tick(done)
+    # Whole images at a time, as many as fill some passes.
+    step = max(1, 8 * predictor.size // queries)
+    for begin in range(done, count, step):
+        part = work.images[begin : begin + step].to(work.device)
+        stop = begin + len(part)
+        for name, rows in ask(part).items():
+            found[name][begin:stop] = rows
+        if work.progress is not None:
+            kept = {name: rows[:stop] for name, rows in found.items()}
+            work.progress.save({"done": stop, **kept})
+        if work.tick is not None:
+            work.tick(len(part))
+
+
+def identity_of(work: CollectWork, predictor: MaskedPredictor, **own: Any) -> dict[str, Any]:
+    """What a shard may be merged with: what all masked defences state, and their own facts."""
+    return {
+        "variant": work.variant,
+        "model": work.model_sha256,
+        "numerics": work.numerics,
+        "layout": predictor.layout,
+        "dtype": "float32",
+        "shape": list(work.images.shape[1:]),
+        "fill": [float(v) for v in predictor.fill.tolist()],
+        "num_classes": work.num_classes,
+        **own,
+    }
+
+
 class MaskedViews:
     """A network seen through masks by what attacks it, with gradients.
 
@@ -177,15 +250,7 @@ class MaskedViews:
         """The function that is certified, for images of a shape [C, H, W]."""
         key = tuple(int(n) for n in shape)
         if key not in self._predictors:
-            self._predictors[key] = MaskedPredictor(
-                self.network,
-                self.work.num_classes,
-                self._blanked(key),
-                fill_colour(self.network, self.work.params["fill"], key[0]),
-                batch_size=self.work.batch_size,
-                numerics=self.work.numerics,
-                device=self.work.device,
-            )
+            self._predictors[key] = predictor_of(self.work, self._blanked(key), key[0])
         return self._predictors[key]
 
     def views(self, shape: Sequence[int]) -> int:
