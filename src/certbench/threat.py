@@ -140,6 +140,18 @@ def comparable(certificate: Threat, attack: Threat) -> bool:
     return same and (certificate.kind == "lp" or certificate.norm == attack.norm)
 
 
+def inner_size(size: float, norm: str, to: str, dimension: int) -> float:
+    """Radius of the largest ``to``-ball inside the ``norm``-ball of radius ``size``.
+
+    Args:
+        size: Radius of the outer ball.
+        norm: Its norm.
+        to: Norm of the inner ball.
+        dimension: Number of values d of one item.
+    """
+    return size / convert_size(1.0, to, norm, dimension)
+
+
 def contains(certificate: Threat, attack: Threat, dimension: int | None = None) -> bool:
     """Whether everything the attack may do lies inside the region the certificate covers.
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from certbench.results import rows
 from certbench.results.atomic import write_text
-from certbench.threat import Threat, comparable, contains, convert_size
+from certbench.threat import Threat, comparable, contains, inner_size
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -146,7 +146,7 @@ def _largest_inside(certificate: Threat, attack: Threat, dimension: int | None) 
         return float(certificate.size)
     if dimension is None:
         return 0.0
-    return certificate.size / convert_size(1.0, attack.norm, certificate.norm, dimension)
+    return inner_size(certificate.size, certificate.norm, attack.norm, dimension)
 
 
 def verdict(audited: pd.DataFrame) -> dict[str, Any]:

@@ -52,12 +52,13 @@ def compute(group: pd.DataFrame, params: Params, context: Any) -> list[dict[str,
     from certbench.certify.statistics import high_probability_slack
     from certbench.metrics import certification
     from certbench.metrics.tabulating import share, value
-    from certbench.threat import comparable, convert_size
+    from certbench.threat import comparable, convert_size, inner_size
 
     made: list[dict[str, Any]] = []
     ok = group["predict"] == group["label"]
     alpha = group["threat_alpha"].iloc[0] if len(group) else None
     norm = group["threat_norm"].iloc[0] if len(group) else "l2"
+    lp = len(group) > 0 and group["threat_kind"].iloc[0] == "lp"
     for radius in params.radii:
         row = share(
             "certified_accuracy", ok & (group["radius"] >= radius), params.confidence, radius
@@ -66,8 +67,8 @@ def compute(group: pd.DataFrame, params: Params, context: Any) -> list[dict[str,
         # Every class of a flat label set is worth log K, so the gain is the share itself.
         made.append({**row, "metric": "cig"})
         made.append(value("cig_class_mean", _class_mean(group, ok, radius), len(group), radius))
-        inner = _linf_equivalent(radius, norm, context.dimension)
-        if radius > 0 and inner is not None:
+        if radius > 0 and lp and context.dimension is not None:
+            inner = inner_size(radius, norm, "linf", context.dimension)
             made.append(value("linf_equivalent", inner, len(group), radius))
         if alpha == alpha and alpha is not None and radius > 0:
             slack = high_probability_slack(len(group), float(alpha), params.rho)
@@ -118,12 +119,6 @@ def _class_mean(group: pd.DataFrame, ok: Any, radius: float) -> float:
     """Mean over the labels that occur of the share certified and right: [n] -> one number."""
     held = (ok & (group["radius"] >= radius)).groupby(group["label"]).mean()
     return float(held.mean()) if len(held) else float("nan")
-
-
-def _linf_equivalent(radius: float, norm: Any, dimension: int | None) -> float | None:
-    if dimension is None or norm not in ("l1", "l2", "linf"):
-        return None
-    return radius / {"l1": dimension, "l2": dimension**0.5, "linf": 1.0}[norm]
 
 
 def _id(threat: Any) -> str:
