@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ def run(job: Job) -> None:
     by_variant: dict[str, list[tuple[Path, dict]]] = defaultdict(list)
     for path in job.inputs["stats"]:
         footer = rows.provenance(path)
+        _check_run(path, footer["work"], work)
         by_variant[footer["identity"].get("variant", "clean")].append((path, footer))
     seconds, jobs = 0.0, 0
     tables: list[pa.Table] = []
@@ -67,6 +69,27 @@ def run(job: Job) -> None:
     collected = {"jobs": jobs, "device_time_s": seconds, "wall_time_s": _wall(by_variant)}
     footer = job.provenance(collected=collected, shape=shape)
     rows.write(job.output("rows"), made, "certificates", footer)
+
+
+def _check_run(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Refuse a shard of another run, which the shards' agreement among themselves cannot show."""
+    pairs = [(key, theirs.get(key), ours[key]) for key in ("task", "dataset", "model", "seed")]
+    made, wanted = theirs["defense"], ours["defense"]
+    pairs += [(f"defense {key}", made.get(key), wanted[key]) for key in ("name", "version")]
+    for name, found, planned in pairs:
+        if isinstance(planned, Mapping) and isinstance(found, Mapping):
+            # What of a block differs says more than the whole of it.
+            keys = sorted({*planned, *found})
+            key = next((key for key in keys if found.get(key) != planned.get(key)), None)
+            if key is None:
+                continue
+            name, found, planned = f"{name} {key}", found.get(key), planned.get(key)
+        if found != planned:
+            raise CertbenchError(
+                f"is of another run: its {name} is {found!r}, not {planned!r}",
+                where=str(path),
+                remedy="delete it and run the workflow again",
+            )
 
 
 def _wall(by_variant: dict[str, list[tuple[Path, dict]]]) -> float:
