@@ -163,7 +163,7 @@ def philox_uniform(
 
 
 def uniform_coin(seed: int, image_ids: Any) -> Any:
-    """One uniform coin in (0, 1) per image, for ``statistics.cp_lower_randomised``.
+    """One uniform coin in (0, 1) per image, for ``intervals.cp_lower_randomised``.
 
     A coin is fixed by seed and image, so that it cannot be redrawn until it pleases.
 
