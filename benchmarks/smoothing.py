@@ -328,7 +328,8 @@ def shard_of(plugin, work: CollectWork) -> Shard:
 
 def sequential(arguments) -> None:
     """P5 and P6: samples that stopping takes, on real votes, against the fixed budget."""
-    from certbench.certify.statistics import cp_lower, radius_one
+    from certbench.certify.intervals import cp_lower
+    from certbench.certify.radii import radius_one
 
     network, images, _ = load(arguments.images)
     budget = arguments.budget

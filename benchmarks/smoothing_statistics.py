@@ -18,14 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from certbench.certify import noise
+from certbench.certify.attainable import ladder_inverse
+from certbench.certify.intervals import cp_lower, two_bounds
+from certbench.certify.radii import radius_one
 from certbench.certify.sequential import StoppingRule, doubling_looks
-from certbench.certify.statistics import (
-    cp_lower,
-    ladder_inverse,
-    predict_pvalue,
-    radius_one,
-    two_bounds,
-)
+from certbench.certify.significance import predict_pvalue
 from certbench.metrics.certification import certified_accuracy, radius_grid
 
 ALPHA = 0.001

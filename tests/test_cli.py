@@ -154,10 +154,11 @@ def test_schema_prints_and_writes_the_same_page(project, capsys):
 @pytest.fixture
 def log(tmp_path):
     """A log as it is published: radii of n = 100,000 samples at alpha = 0.001, three digits."""
-    from certbench.certify import statistics
+    from certbench.certify.intervals import cp_lower
+    from certbench.certify.radii import radius_one
 
     counts = np.random.default_rng(0).integers(60_000, 99_990, 200)
-    radii = statistics.radius_one(statistics.cp_lower(counts, 100_000, 0.001), 0.25)
+    radii = radius_one(cp_lower(counts, 100_000, 0.001), 0.25)
     lines = ["idx\tlabel\tpredict\tradius\tcorrect\ttime"]
     lines += [f"{i * 20}\t{i % 10}\t{i % 10}\t{r:.3}\t1\t0:00:17.3" for i, r in enumerate(radii)]
     path = tmp_path / "sigma_0.25"

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from scipy.special import ndtr, ndtri
 
 from certbench.certify import noise as noises
-from certbench.certify.median_smoothing import MedianSmooth
+from certbench.certify.median_smoothing import MedianSmooth, median_smoothing_indices
 from certbench.certify.sampling import Noise
 from certbench.errors import CertbenchError
 
@@ -121,3 +122,14 @@ def test_samples_do_not_depend_on_the_batch():
 def test_mistakes_are_refused(call, match):
     with pytest.raises(CertbenchError, match=match):
         call()
+
+
+def test_median_smoothing_places():
+    assert median_smoothing_indices(10000, 0.5, 0.25, 0.25, 0.001) == (1467, 8534)
+    assert median_smoothing_indices(10, 0.5, 1.0, 0.25, 0.001) == (None, None)
+    # The defining inequalities, at the place and one further.
+    for n, p, epsilon in ((500, 0.5, 0.1), (300, 0.2, 0.05), (2000, 0.9, 0.2)):
+        lower, upper = median_smoothing_indices(n, p, epsilon, 0.5, 0.02)
+        low_p, high_p = ndtr(ndtri(p) - epsilon / 0.5), ndtr(ndtri(p) + epsilon / 0.5)
+        assert stats.binom.sf(lower - 1, n, low_p) >= 0.99 > stats.binom.sf(lower, n, low_p)
+        assert stats.binom.cdf(upper - 1, n, high_p) >= 0.99 > stats.binom.cdf(upper - 2, n, high_p)

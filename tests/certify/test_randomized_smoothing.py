@@ -6,9 +6,10 @@ import pytest
 from certbench import params, plugins
 from certbench.certify import randomized_smoothing as plugin
 from certbench.certify import votes
+from certbench.certify.intervals import cp_lower, two_bounds
 from certbench.certify.lattice import distance_from_law
+from certbench.certify.radii import radius_one, radius_two
 from certbench.certify.randomized_smoothing import CollectParams, DecideParams
-from certbench.certify.statistics import cp_lower, radius_one, radius_two, two_bounds
 from certbench.errors import CertbenchError
 from certbench.results import rows
 from certbench.threat import Threat

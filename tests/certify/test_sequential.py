@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import ndtr, ndtri
 
+from certbench.certify.intervals import cp_lower
+from certbench.certify.radii import radius_one
 from certbench.certify.sequential import (
     StoppingRule,
     cumulative_votes,
@@ -16,7 +18,6 @@ from certbench.certify.sequential import (
     mixture_upper,
     split_alpha,
 )
-from certbench.certify.statistics import cp_lower, radius_one
 from certbench.errors import CertbenchError
 
 SIX = (100, 200, 400, 800, 1600, 3200)

@@ -190,7 +190,7 @@ def test_stopping_when_it_pleases_is_wrong_no_more_often_than_alpha(repetitions,
 
 def test_peeking_with_plain_limits_would_be_caught(repetitions):
     # The exact rate of "some look exceeds the truth" is 0.2335; 0.15 is 6 standard errors below.
-    from certbench.certify.statistics import cp_lower
+    from certbench.certify.intervals import cp_lower
 
     votes = repetitions.cumulative[:, :, 1]
     assert (cp_lower(votes, np.array(LOOKS)[:, None], 0.1) > ndtr(1.0)).any(0).mean() > 0.15

@@ -10,9 +10,9 @@ from scipy.special import ndtr, ndtri
 
 from certbench.certify import noise as noises
 from certbench.certify import smoothing
+from certbench.certify.attainable import radius_cap
 from certbench.certify.sequential import StoppingRule, doubling_looks
 from certbench.certify.smoothing import Noise, Smooth, certify_counts, predict_counts
-from certbench.certify.statistics import radius_cap
 from certbench.errors import CertbenchError
 
 EAGER = Noise(seed=1, backend="eager")

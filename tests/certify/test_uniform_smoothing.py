@@ -10,8 +10,8 @@ from certbench import plugins
 from certbench.certify import noise as noises
 from certbench.certify import sampling, votes
 from certbench.certify import uniform_smoothing as plugin
+from certbench.certify.intervals import cp_lower, two_bounds
 from certbench.certify.protocol import SurfaceWork
-from certbench.certify.statistics import cp_lower, two_bounds
 from certbench.certify.uniform_smoothing import CollectParams, DecideParams
 from certbench.errors import CertbenchError
 from certbench.results import rows

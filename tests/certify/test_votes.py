@@ -14,9 +14,10 @@ import torch
 from certbench.certify import noise as noises
 from certbench.certify import randomized_smoothing as plugin
 from certbench.certify import sampling, sequential_smoothing, smoothing, votes
+from certbench.certify.intervals import cp_lower
 from certbench.certify.protocol import Shard
+from certbench.certify.radii import radius_one
 from certbench.certify.randomized_smoothing import CollectParams
-from certbench.certify.statistics import cp_lower, radius_one
 from certbench.errors import CertbenchError
 from certbench.job import Terminated
 from certbench.results.progress import Progress

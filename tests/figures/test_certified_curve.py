@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from certbench.certify import statistics
+from certbench.certify.attainable import radius_cap
+from certbench.certify.intervals import binomial_interval
 from certbench.figures import certified_curve, style
 from certbench.metrics import certified_accuracy
 
@@ -52,7 +53,7 @@ def test_an_abstention_with_an_unknown_label_is_not_right():
 def test_the_cap_is_the_radius_of_unanimous_votes_or_follows_from_the_budget():
     columns = {"n": 1000, "alpha": 0.001, "sigma": 0.5, "bound": "one"}
     frame = pd.DataFrame({"radius": [0.2, 0.9], "radius_capped": [False, False], **columns})
-    expected = float(statistics.radius_cap(1000, 0.001, 0.5))
+    expected = float(radius_cap(1000, 0.001, 0.5))
     assert certified_curve.cap(frame) == (pytest.approx(expected), 1000)
     frame.loc[1, "radius_capped"] = True
     assert certified_curve.cap(frame) == (0.9, 1000)
@@ -86,7 +87,7 @@ def test_bands_are_exact_binomial_intervals(data):
     frame = data.certificates
     plain = frame[frame["model"].eq("plain") & frame["variant_id"].eq("clean")]
     hits = round(certified_accuracy(plain, 0.0) * len(plain))
-    low, high = statistics.binomial_interval(hits, len(plain), 0.9)
+    low, high = binomial_interval(hits, len(plain), 0.9)
     y = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
     assert y.max() == pytest.approx(high)
     assert np.isclose(y, low).any()

@@ -16,7 +16,9 @@ import numpy as np
 
 from certbench import job as jobs
 from certbench import plan as planning
-from certbench.certify import randomized_smoothing, statistics
+from certbench.certify import randomized_smoothing
+from certbench.certify.intervals import cp_lower
+from certbench.certify.radii import radius_one
 from certbench.params import build
 from certbench.results import rows
 from certbench.results.atomic import write_text
@@ -326,8 +328,8 @@ def _decide(job: jobs.Job, _: int) -> None:
         generator = _generator("votes", work["model"], variant)
         p = 0.5 * (1 + np.vectorize(math.erf)(np.abs(margin) / math.sqrt(2)))
         n_top = generator.binomial(N, p)
-        lower = statistics.cp_lower(n_top, N, ALPHA)
-        radius = statistics.radius_one(lower, SIGMA)
+        lower = cp_lower(n_top, N, ALPHA)
+        radius = radius_one(lower, SIGMA)
         abstain = radius <= 0
         guess = np.where(margin > 0, batch.labels, (batch.labels + 1) % 10)
         predict = np.where(abstain, -1, guess).astype(np.int32)

@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from certbench.certify.statistics import cp_lower, ladder, radius_one
+from certbench.certify.attainable import ladder
+from certbench.certify.intervals import cp_lower
+from certbench.certify.radii import radius_one
 from certbench.errors import CertbenchError
 from certbench.metrics.certification import average_certified_radius, certified_accuracy
 from certbench.results import rows

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
+# The class of an image on which a certifier gives no answer.
+ABSTAIN = -1
+
 
 @dataclass
 class CollectWork:

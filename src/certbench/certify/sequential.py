@@ -26,14 +26,10 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from certbench.certify.statistics import (
-    ABSTAIN,
-    cp_lower,
-    cp_upper,
-    minimum_samples,
-    radius_one,
-    round_down,
-)
+from certbench.certify.attainable import minimum_samples
+from certbench.certify.intervals import cp_lower, cp_upper
+from certbench.certify.protocol import ABSTAIN
+from certbench.certify.radii import radius_one, round_down
 from certbench.errors import CertbenchError, did_you_mean
 
 METHODS = ("looks", "mixture")

@@ -330,7 +330,7 @@ def decide(
     stats: LookVotes, collect: CollectParams, decide: DecideParams, labels: np.ndarray
 ) -> dict[str, Any]:
     """Certificates of all items, from their counts at every look."""
-    from certbench.certify import statistics
+    from certbench.certify.radii import radius_one, round_down
 
     rule = stopping_rule(collect)
     bounds, _ = replay(rule, stats)
@@ -338,7 +338,7 @@ def decide(
     size, dimension = len(labels), math.prod(stats.identity["shape"])
     slack = smoothing.distance_from_law(collect.noise, collect.sigma, dimension)
     p_lower = np.maximum(made["p_lower"] - slack, 0.0)
-    radius = np.asarray(statistics.round_down(statistics.radius_one(p_lower, collect.sigma)))
+    radius = np.asarray(round_down(radius_one(p_lower, collect.sigma)))
     totals = stats.cumulative[-1] if len(stats.cumulative) else stats.selected
     top = np.maximum(bounds.label, 0)
     rows = np.arange(size)

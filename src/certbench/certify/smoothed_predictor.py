@@ -45,9 +45,9 @@ def check_predictor(params: PredictorParams, where: str) -> None:
     Raises:
         CertbenchError: Says the smallest sufficient number of samples.
     """
-    from certbench.certify import statistics
+    from certbench.certify.attainable import minimum_predict_samples
 
-    least = statistics.minimum_predict_samples(params.predict_alpha)
+    least = minimum_predict_samples(params.predict_alpha)
     if params.predict_n < least:
         raise CertbenchError(
             f"{params.predict_n} samples can never answer at alpha = {params.predict_alpha}",

@@ -2,9 +2,9 @@
 
 The smoothed classifier g returns the class that the base classifier f is most likely to return for
 ``x + e`` with ``e ~ N(0, sigma^2 I)``. All model work ends in integer class counts; everything
-statistical is a function of them (:mod:`certbench.certify.statistics`), so a radius can be
-recomputed for any alpha and any bound without a forward pass. Votes are counted by
-:mod:`certbench.certify.sampling`.
+statistical is a function of them (:mod:`certbench.certify.intervals` and
+:mod:`certbench.certify.radii`), so a radius can be recomputed for any alpha and any bound without a
+forward pass. Votes are counted by :mod:`certbench.certify.sampling`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from certbench.certify import noise as noises
-from certbench.certify import statistics
+from certbench.certify.attainable import minimum_predict_samples, minimum_samples
+from certbench.certify.intervals import cp_lower, cp_lower_randomised, two_bounds
+from certbench.certify.protocol import ABSTAIN
+from certbench.certify.radii import radius_linf_from_l2, radius_one, radius_two, round_down
 from certbench.certify.sampling import (
     EXACT_BATCH,
     Noise,
@@ -25,6 +28,7 @@ from certbench.certify.sampling import (
     for_inference,
     require_eval,
 )
+from certbench.certify.significance import predict_pvalue
 from certbench.errors import CertbenchError
 
 if TYPE_CHECKING:
@@ -51,8 +55,6 @@ __all__ = [
     "predict_decided",
     "require_eval",
 ]
-
-ABSTAIN = -1
 
 BOUNDS = ("one", "two")
 SELECTIONS = ("two_stage", "single_stage", "label")
@@ -161,7 +163,7 @@ class Smooth:
         Raises:
             CertbenchError: n can never answer at this alpha, or the image is out of range.
         """
-        least = statistics.minimum_predict_samples(alpha)
+        least = minimum_predict_samples(alpha)
         if n < least:
             raise CertbenchError(
                 f"n = {n} can never answer at alpha = {alpha}",
@@ -260,7 +262,7 @@ class Smooth:
                 break
         slack = distance_from_law(self.noise.kind, self.sigma, int(np.prod(np.shape(x))))
         p_lower = max(float(bounds.p_lower[0]) - slack, 0.0)
-        radius = float(statistics.round_down(statistics.radius_one(p_lower, self.sigma)))
+        radius = float(round_down(radius_one(p_lower, self.sigma)))
         label = int(bounds.label[0]) if radius > 0 else ABSTAIN
         return Certificate(label, radius, totals[0], p_lower)
 
@@ -310,7 +312,7 @@ def check_budget(n0: int, n: int, alpha: float, bound: str, selection: str) -> N
             remedy="use selection: two_stage with bound: two",
         )
     level = alpha / 2 if bound == "two" or selection == "single_stage" else alpha
-    least = statistics.minimum_samples(level)
+    least = minimum_samples(level)
     if n < least:
         raise CertbenchError(
             f"{n} samples can never certify at alpha = {alpha}",
@@ -395,15 +397,15 @@ def certify_counts(
     if bound == "two":
         # An invalid vote is one more answer of f, so it is a rival like any class.
         rivals = np.maximum(n_runner, estimated[:, -1])
-        p_lower, p_upper = statistics.two_bounds(n_top, rivals, totals, level)
+        p_lower, p_upper = two_bounds(n_top, rivals, totals, level)
         p_upper = np.minimum(p_upper + slack, 1.0)
     elif interval == "cp_randomised":
-        p_lower = statistics.cp_lower_randomised(n_top, totals, level, coins)
+        p_lower = cp_lower_randomised(n_top, totals, level, coins)
     else:
-        p_lower = statistics.cp_lower(n_top, totals, level)
+        p_lower = cp_lower(n_top, totals, level)
     p_lower = np.maximum(p_lower - slack, 0.0)
     radius = _radius(kind, p_lower, p_upper if bound == "two" else 1 - p_lower, sigma)
-    radius = statistics.round_down(radius)
+    radius = round_down(radius)
     abstain = ~(radius > 0)
     return {
         "top": top,
@@ -425,7 +427,7 @@ def _radius(kind: str, p_lower: np.ndarray, p_upper: np.ndarray, sigma: float) -
     if kind == "uniform":
         # A shift by r in l1 changes every class's probability by at most r / (2 lambda).
         return np.maximum(sigma * (p_lower - np.minimum(p_upper, 1 - p_lower)), 0.0)
-    return np.asarray(statistics.radius_two(p_lower, p_upper, sigma))
+    return np.asarray(radius_two(p_lower, p_upper, sigma))
 
 
 def l2_equivalents(radius: np.ndarray, dimension: int) -> dict[str, np.ndarray]:
@@ -437,10 +439,10 @@ def l2_equivalents(radius: np.ndarray, dimension: int) -> dict[str, np.ndarray]:
         radius: float64 [M], l2.
         dimension: Values of one image, C x H x W.
     """
-    linf = statistics.radius_linf_from_l2(radius, dimension)
+    linf = radius_linf_from_l2(radius, dimension)
     return {
         "radius_l1_equivalent": np.asarray(radius, np.float64),
-        "radius_linf_equivalent": np.asarray(statistics.round_down(linf), np.float64),
+        "radius_linf_equivalent": np.asarray(round_down(linf), np.float64),
     }
 
 
@@ -465,7 +467,7 @@ def predict_counts(counts: np.ndarray, alpha: float) -> tuple[np.ndarray, np.nda
         alpha: Level.
     """
     order = np.sort(counts, axis=1)
-    p_values = np.asarray(statistics.predict_pvalue(order[:, -1], order[:, -2]), np.float64)
+    p_values = np.asarray(predict_pvalue(order[:, -1], order[:, -2]), np.float64)
     # Equal top counts give a p-value of 1, so a tie always abstains; so does a majority of
     # invalid votes, which is no class.
     top = counts.argmax(1)
@@ -488,6 +490,6 @@ def predict_decided(counts: np.ndarray, left: int, alpha: float) -> np.ndarray:
     order = np.sort(counts, axis=1)
     top, second = order[:, -1], order[:, -2]
     # Where the runner-up could draw level, the worst case is a tie, whose p-value is 1.
-    worst = statistics.predict_pvalue(top, np.minimum(second + left, top))
-    best = statistics.predict_pvalue(top + left, second)
+    worst = predict_pvalue(top, np.minimum(second + left, top))
+    best = predict_pvalue(top + left, second)
     return np.asarray((worst <= alpha) | (best > alpha))

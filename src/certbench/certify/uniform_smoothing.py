@@ -146,7 +146,7 @@ def decide(
     stats: votes.Votes, collect: CollectParams, decide: DecideParams, labels: np.ndarray
 ) -> dict[str, Any]:
     """Certificates of all items, from their counts."""
-    from certbench.certify import statistics
+    from certbench.certify.radii import radius_linf_uniform, round_down
 
     made = smoothing.certify_counts(
         stats.selected if decide.selection == "two_stage" else None,
@@ -159,7 +159,7 @@ def decide(
         kind="uniform",
     )
     size = len(labels)
-    linf = statistics.radius_linf_uniform(
+    linf = radius_linf_uniform(
         made["p_lower"], collect.half_width, math.prod(stats.identity["shape"])
     )
     return {
@@ -178,7 +178,7 @@ def decide(
         "p_lower": made["p_lower"],
         "p_upper": [None if np.isnan(p) else float(p) for p in made["p_upper"]],
         "radius_capped": made["capped"],
-        "radius_linf": np.asarray(statistics.round_down(linf), np.float64),
+        "radius_linf": np.asarray(round_down(linf), np.float64),
         "noise_scheme": [f"{stats.identity['scheme']}/{stats.identity['backend']}"] * size,
         "dtype": [str(stats.identity["dtype"])] * size,
         "n_forward": np.full(size, collect.n + collect.n0),

@@ -54,7 +54,7 @@ def draw(data: FigureData, params: Params) -> Figure:
 
 
 def _panel(sheet: style.Sheet, data: FigureData, params: Params, at: dict, group: pd.DataFrame):
-    from certbench.certify.statistics import binomial_interval
+    from certbench.certify.intervals import binomial_interval
 
     pairs = data.looks.sort(zip(group["model"], group["defense"], strict=True))
     place = wording.place(at["dataset"], at["split"], at["variant_id"])

@@ -68,7 +68,7 @@ def _bars(group: pd.DataFrame) -> list:
 def _panel(sheet: style.Sheet, params: Params, title: str, group: pd.DataFrame, last: bool):
     from matplotlib.patches import Patch
 
-    from certbench.certify.statistics import binomial_interval
+    from certbench.certify.intervals import binomial_interval
 
     bars = _bars(group)
     shown = [name for name in _ORDER if name != "violation" or group["verdict"].eq(name).any()]

@@ -79,7 +79,7 @@ def draw(data: FigureData, params: Params) -> Figure:
 
 
 def _panel(sheet: style.Sheet, data, params, at, group, predictions, attacks) -> None:
-    from certbench.certify.statistics import binomial_interval
+    from certbench.certify.intervals import binomial_interval
 
     pairs = data.looks.sort(zip(group["model"], group["defense"], strict=True))
     caps = {pair: cap(_of(group, pair)) for pair in pairs}
@@ -150,7 +150,7 @@ def cap(rows: pd.DataFrame) -> tuple[float | None, int | None]:
             return float(capped.max()), samples
     one_bound = "bound" in rows and rows["bound"].eq("one").all()
     if samples and one_bound and rows[["alpha", "sigma"]].notna().all(None):
-        from certbench.certify.statistics import radius_cap
+        from certbench.certify.attainable import radius_cap
 
         return float(radius_cap(samples, rows["alpha"].iloc[0], rows["sigma"].iloc[0])), samples
     return None, samples
@@ -189,7 +189,7 @@ def _mark_caps(axes: Axes, marked, right: float) -> None:
 
 def _bare_models(axes: Axes, data, params, predictions, right: float) -> float:
     """Clean accuracy of the bare models, left of radius 0; returns the room it takes."""
-    from certbench.certify.statistics import binomial_interval
+    from certbench.certify.intervals import binomial_interval
 
     models = [model for model, _ in data.looks.sort((m, None) for m in predictions["model"])]
     for position, model in enumerate(models):
@@ -202,7 +202,7 @@ def _bare_models(axes: Axes, data, params, predictions, right: float) -> float:
 
 
 def _attack_points(axes: Axes, data, params, attacks, shift: float) -> None:
-    from certbench.certify.statistics import binomial_interval
+    from certbench.certify.intervals import binomial_interval
 
     for (attack, threat), marker in zip(_attacks(attacks), _ATTACK_MARKERS * 9, strict=False):
         of_attack = attacks[attacks["attack"].eq(attack) & attacks["threat_id"].eq(threat)]

@@ -116,7 +116,7 @@ def _budget(
     axes: Axes, epsilon: float, attacks: pd.DataFrame, look: style.Series, confidence: float
 ) -> None:
     """The union of the attacks at one budget: an item survives if it survives each."""
-    from certbench.certify.statistics import binomial_interval
+    from certbench.certify.intervals import binomial_interval
 
     survived = attacks["status"].eq("survived").groupby(attacks["item_index"]).all()
     n, k = len(survived), int(survived.sum())

@@ -91,7 +91,7 @@ def compare(certificates: pd.DataFrame, published: pd.DataFrame, confidence: flo
     import pandas as pd
     from scipy.stats import fisher_exact
 
-    from certbench.certify.statistics import binomial_interval
+    from certbench.certify.intervals import binomial_interval
     from certbench.metrics.certification import certified_accuracy, certified_accuracy_interval
 
     made: list[dict[str, Any]] = []
@@ -134,7 +134,7 @@ def draw(data: FigureData, params: Params) -> Figure:
     """Our curves as steps, the published numbers as points."""
     import numpy as np
 
-    from certbench.certify.statistics import binomial_interval
+    from certbench.certify.intervals import binomial_interval
     from certbench.figures.certified_curve import cap, steps
 
     published = read_published(params.published)

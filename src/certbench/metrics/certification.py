@@ -56,7 +56,7 @@ def certified_accuracy_interval(
         rows: Certificates.
         radii: One radius or an array.
         confidence: Coverage, in (0, 1).
-        method: ``cp`` or ``wilson``, see ``statistics.binomial_interval``.
+        method: ``cp`` or ``wilson``, see ``certify.intervals.binomial_interval``.
 
     Returns:
         ``(low, high)``, each like ``radii``; NaN without rows.
@@ -64,7 +64,7 @@ def certified_accuracy_interval(
     Raises:
         CertbenchError: A column is missing or an argument is out of range.
     """
-    from certbench.certify.statistics import binomial_interval
+    from certbench.certify.intervals import binomial_interval
 
     wanted = _radii(radii)
     certified, total = _certified(rows)
@@ -91,7 +91,7 @@ def high_probability_certified_accuracy(rows: Rows, radii: Any, alpha: float, rh
     Raises:
         CertbenchError: A column is missing or an argument is out of range.
     """
-    from certbench.certify.statistics import high_probability_slack
+    from certbench.certify.significance import high_probability_slack
 
     wanted = _radii(radii)
     certified, total = _certified(rows)

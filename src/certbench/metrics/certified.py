@@ -49,7 +49,7 @@ def compute(group: pd.DataFrame, params: Params, context: Any) -> list[dict[str,
     of classes it equals certified accuracy; ``cig_class_mean`` is its mean over the classes that
     occur. ``forward_per_certificate`` and ``seconds_per_certificate`` are means over items.
     """
-    from certbench.certify.statistics import high_probability_slack
+    from certbench.certify.significance import high_probability_slack
     from certbench.metrics import certification
     from certbench.metrics.tabulating import share, value
     from certbench.threat import comparable, convert_size, inner_size

@@ -67,7 +67,7 @@ def _pairs(frame: pd.DataFrame) -> Iterator[tuple[Any, Any]]:
 
 
 def _rows(first: Any, second: Any, radius: float | None) -> list[dict[str, Any]]:
-    from certbench.certify.statistics import paired_test
+    from certbench.certify.significance import paired_test
     from certbench.metrics.tabulating import value
 
     (model, defense), a = first

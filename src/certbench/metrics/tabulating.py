@@ -134,7 +134,7 @@ def share(name: str, holds: Any, confidence: float, parameter: float | None = No
         confidence: Level of the two-sided Clopper-Pearson interval.
         parameter: Radius, quantile, ... where the metric has one.
     """
-    from certbench.certify.statistics import binomial_interval
+    from certbench.certify.intervals import binomial_interval
 
     n, k = len(holds), int(holds.sum())
     if not n:

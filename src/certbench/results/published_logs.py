@@ -164,7 +164,7 @@ def ladder_check(
     Raises:
         CertbenchError: A value is out of range.
     """
-    from certbench.certify.statistics import ladder_share
+    from certbench.certify.attainable import ladder_share
 
     found = [LadderMatch(n, a, ladder_share(radii, sigma, n, a)) for n, a in candidates]
     return sorted(found, key=lambda match: -match.share if match.share == match.share else 0.0)
@@ -186,7 +186,9 @@ def recertify(radii: Any, sigma: float, n: int, alpha: float, new_alpha: float) 
     Raises:
         CertbenchError: A radius lies above what n samples at ``alpha`` can give.
     """
-    from certbench.certify.statistics import cp_lower, ladder_inverse, radius_one
+    from certbench.certify.attainable import ladder_inverse
+    from certbench.certify.intervals import cp_lower
+    from certbench.certify.radii import radius_one
 
     counts = ladder_inverse(radii, sigma, n, alpha)
     return radius_one(cp_lower(np.maximum(counts, 0), n, new_alpha), sigma)

@@ -1,0 +1,97 @@
+"""Checks of what the statistics of certification are given: counts, levels, radii.
+
+Each returns its argument as an array of the right type or raises :class:`CertbenchError`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from certbench.errors import CertbenchError
+
+
+def counts(value: Any, name: str) -> np.ndarray:
+    """``value`` as int64, or an error: counts rebuilt from frequencies are not counts."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "iu" and array.size:
+        raise CertbenchError(
+            f"must hold whole numbers of type integer, not {array.dtype}",
+            where=name,
+            remedy="pass the vote counts themselves, never frequencies times n",
+        )
+    array = array.astype(np.int64)
+    if np.any(array < 0):
+        raise CertbenchError(f"holds the negative count {array.min()}", where=name)
+    return array
+
+
+def counts_of(successes: Any, trials: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Successes and trials as int64, never more of the first than of the second."""
+    k, n = counts(successes, "successes"), counts(trials, "trials")
+    if np.any(k > n):
+        raise CertbenchError(
+            "more successes than trials",
+            where="successes",
+            remedy="check that no shard was counted twice and that trials counts every sample",
+        )
+    return k, n
+
+
+def real(value: Any, name: str) -> np.ndarray:
+    """``value`` as float64 without NaN."""
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise CertbenchError(f"is {value!r}, not a number", where=name) from None
+    if np.any(np.isnan(array)):
+        raise CertbenchError("holds NaN", where=name)
+    return array
+
+
+def level(value: Any, name: str = "alpha") -> np.ndarray:
+    """A probability strictly between 0 and 1."""
+    array = real(value, name)
+    if np.any((array <= 0) | (array >= 1)):
+        raise CertbenchError(
+            f"must lie strictly between 0 and 1, is {value!r}",
+            where=name,
+            remedy="an error probability such as 0.001",
+        )
+    return array
+
+
+def positive(value: Any, name: str) -> np.ndarray:
+    """A finite value above 0: a noise level, a scale."""
+    array = real(value, name)
+    if np.any((array <= 0) | ~np.isfinite(array)):
+        raise CertbenchError(f"must be positive and finite, is {value!r}", where=name)
+    return array
+
+
+def not_negative(value: Any, name: str) -> np.ndarray:
+    """A finite value that may be 0: a radius."""
+    array = real(value, name)
+    if np.any((array < 0) | ~np.isfinite(array)):
+        raise CertbenchError(f"must be finite and not negative, is {value!r}", where=name)
+    return array
+
+
+def lower_probability(value: Any) -> np.ndarray:
+    """A lower limit of a probability, in [0, 1)."""
+    array = real(value, "p_lower")
+    if np.any((array < 0) | (array >= 1)):
+        raise CertbenchError(
+            "a lower bound on a probability lies in [0, 1), and no finite sample gives 1",
+            where="p_lower",
+        )
+    return array
+
+
+def whole(value: Any, name: str, minimum: int = 1) -> int:
+    """One integer of at least ``minimum``."""
+    array = counts(value, name)
+    if array.ndim or array < minimum:
+        raise CertbenchError(f"must be one integer >= {minimum}, is {value!r}", where=name)
+    return int(array)
