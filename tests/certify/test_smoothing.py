@@ -1,6 +1,8 @@
 """Smoothing on classifiers whose smoothed version is known in closed form."""
 
+import copy
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -380,3 +382,102 @@ def test_an_answer_called_decided_stands_whatever_votes_follow():
         elif left == 0:
             pytest.fail("nothing is left to change the answer")
     assert decided > 20
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"selection": "single-stage"}, "selection: unknown value 'single-stage'"),
+        ({"bound": "tow"}, "did you mean 'two'"),
+        ({"interval": "wald"}, "interval: unknown value"),
+        ({"kind": "laplace"}, "kind: unknown value"),
+        ({"bound": "two", "selection": "single_stage"}, "two_stage with bound: two"),
+    ],
+    ids=str,
+)
+def test_a_misspelt_option_is_no_other_option(options, message):
+    # All votes agree: any option that fell through to another would give a certificate.
+    counts = np.array([[0, 100, 0, 0]])
+    refused(message, lambda: certify_counts(counts, counts, 0.5, 0.001, **options))
+    if "kind" not in options and "interval" not in options:
+        g = Smooth(constant, 0.5, 3, EAGER)
+        refused(message, lambda: g.certify(np.zeros((1, 2, 2)), 10, 100, 0.001, **options))
+
+
+def test_votes_that_do_not_fit_each_other_are_refused():
+    counts = np.array([[0, 100, 0, 0]])
+    refused("has shape", lambda: certify_counts(counts[:, 1:], counts, 0.5, 0.001))
+    refused("has shape", lambda: certify_counts(np.repeat(counts, 2, 0), counts, 0.5, 0.001))
+    refused("negative", lambda: certify_counts(counts, np.array([[-1, 101, 0, 0]]), 0.5, 0.001))
+    refused("whole numbers", lambda: certify_counts(counts, counts / 100, 0.5, 0.001))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda f: Smooth(f, float("inf"), 3), "above 0"),
+        (lambda f: Smooth(f, float("nan"), 3), "sigma: holds NaN"),
+        (lambda f: Smooth(f, None, 3), "sigma: is None"),
+        (lambda f: Smooth(f, "0.25", 3), "sigma: is '0.25', not a number"),
+        (lambda f: Smooth(f, [0.25, 0.5], 3), "one noise level above 0 for all images"),
+        (lambda f: Smooth(f, 0.5, 0), "num_classes: must be one integer >= 1"),
+        (lambda f: Smooth(f, 0.5, 3.5), "num_classes"),
+        (lambda f: Smooth(f, 0.5, 3, batch_size=0, numerics="fast"), "batch_size"),
+        (lambda f: Smooth(f, 0.5, 3, numerics="exat"), "did you mean 'exact'"),
+        (lambda f: Smooth(f, 0.5, 3, {"seed": 1}), "Noise"),
+        (lambda f: Smooth(None, 0.5, 3), "model: is None"),
+        (lambda f: Smooth(f, 0.5, 3, device="gpu"), "device: is 'gpu'"),
+    ],
+)
+def test_a_smoothed_classifier_that_cannot_be_is_refused(call, message):
+    refused(message, lambda: call(constant))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda g, x: g.certify(x, 10, 1e3, 0.001), "n: must be one integer >= 0, is 1000.0"),
+        (lambda g, x: g.certify(x, 10.0, 100, 0.001), "n0: must be one integer"),
+        (lambda g, x: g.certify(x, 10, 100, "0.001"), "alpha: is '0.001', not a number"),
+        (lambda g, x: g.certify(x, 10, 100, 0.001, selection="label"), "label of an image"),
+        (lambda g, x: g.certify(x, 10, 100, 0.001, item_index=1.5), "item_index"),
+        (lambda g, x: g.predict(x, 100.0, 0.001), "n: must be one integer"),
+        (lambda g, x: g.certify("cat.png", 10, 100, 0.001), "x: is a str"),
+        (lambda g, x: g.certify(np.zeros((3, 0, 2)), 10, 100, 0.001), "one image"),
+        # Levels 0 and 1 of 255 are no image in [0, 1], though their values are.
+        (lambda g, x: g.certify(np.ones((3, 2, 2), np.uint8), 10, 100, 0.001), "pixels / 255"),
+    ],
+)
+def test_calls_that_mean_nothing_are_refused_before_the_model_runs(call, message):
+    def never(z):
+        raise AssertionError("the model ran")
+
+    refused(message, lambda: call(Smooth(never, 0.5, 3, EAGER), np.zeros((1, 2, 2))))
+
+
+@pytest.mark.parametrize("n0", [0, -1, 10.0])
+def test_sequential_certification_without_selection_samples_is_refused(n0):
+    # Without them class 0 would be tested, whatever the image shows.
+    rule = StoppingRule(sigma=0.5, alpha=0.001, looks=(100, 200), radii=(0.25,))
+    g = Smooth(constant, 0.5, 3, EAGER)
+    refused("n0", lambda: g.certify_sequential(np.zeros((1, 2, 2)), rule, n0))
+
+
+def test_a_module_that_was_trained_on_since_is_refused():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(4, 2))
+    g = Smooth(model.eval(), 0.5, 2, EAGER)
+    model.train()
+    refused("train mode", lambda: g.certify(np.zeros((1, 2, 2)), 10, 100, 0.001))
+    refused("train mode", lambda: g.predict(np.zeros((1, 2, 2)), 100, 0.001))
+
+
+def test_answers_survive_a_copy_and_a_pickle_and_can_be_compared():
+    g = Smooth(constant, 0.5, 3, EAGER)
+    prediction = pickle.loads(pickle.dumps(copy.copy(g.predict(np.zeros((1, 2, 2)), 50, 0.001))))
+    assert (prediction, prediction.n1, prediction.n2) == (1, 50, 0)
+    assert prediction.p_value == 2.0**-49
+    made = g.certify(np.zeros((1, 2, 2)), 10, 100, 0.001)
+    again = pickle.loads(pickle.dumps(made))
+    assert made == again
+    assert len({made, again}) == 1
+    assert made != g.certify(np.zeros((1, 2, 2)), 10, 101, 0.001)

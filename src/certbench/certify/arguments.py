@@ -5,11 +5,12 @@ Each returns its argument as an array of the right type or raises :class:`Certbe
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
-from certbench.errors import CertbenchError
+from certbench.errors import CertbenchError, did_you_mean
 
 
 def counts(value: Any, name: str) -> np.ndarray:
@@ -42,7 +43,11 @@ def counts_of(successes: Any, trials: Any) -> tuple[np.ndarray, np.ndarray]:
 def real(value: Any, name: str) -> np.ndarray:
     """``value`` as float64 without NaN."""
     try:
-        array = np.asarray(value, dtype=np.float64)
+        array = np.asarray(value)
+        # A text that numpy would read as a number is no number to the code around this check.
+        if value is None or array.dtype.kind in "USb":
+            raise TypeError
+        array = array.astype(np.float64)
     except (TypeError, ValueError):
         raise CertbenchError(f"is {value!r}, not a number", where=name) from None
     if np.any(np.isnan(array)):
@@ -91,7 +96,15 @@ def lower_probability(value: Any) -> np.ndarray:
 
 def whole(value: Any, name: str, minimum: int = 1) -> int:
     """One integer of at least ``minimum``."""
-    array = counts(value, name)
-    if array.ndim or array < minimum:
+    array = np.asarray(value)
+    if array.ndim or array.dtype.kind not in "iu" or array < minimum:
         raise CertbenchError(f"must be one integer >= {minimum}, is {value!r}", where=name)
     return int(array)
+
+
+def choice(value: Any, name: str, choices: Collection[str]) -> None:
+    """One of the names."""
+    if value not in choices:
+        raise CertbenchError(
+            f"unknown value {value!r}", where=name, remedy=did_you_mean(value, choices)
+        )

@@ -10,11 +10,12 @@ forward pass. Votes are counted by :mod:`certbench.certify.sampling`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from certbench.certify import arguments
 from certbench.certify import noise as noises
 from certbench.certify.attainable import minimum_predict_samples, minimum_samples
 from certbench.certify.intervals import cp_lower, cp_lower_randomised, two_bounds
@@ -22,6 +23,7 @@ from certbench.certify.protocol import ABSTAIN
 from certbench.certify.radii import radius_linf_from_l2, radius_one, radius_two, round_down
 from certbench.certify.sampling import (
     EXACT_BATCH,
+    KINDS,
     Noise,
     check_range,
     count_votes,
@@ -75,7 +77,7 @@ class Certificate:
 
     label: int
     radius: float
-    counts: np.ndarray
+    counts: np.ndarray = field(compare=False)
     p_lower: float
     p_upper: float | None = None
 
@@ -103,6 +105,10 @@ class Prediction(int):
         made.p_value, made.n1, made.n2 = p_value, n1, n2
         return made
 
+    def __getnewargs__(self) -> tuple[int, float, int, int]:  # type: ignore[override]
+        """What a copy and a pickle are made of."""
+        return int(self), self.p_value, self.n1, self.n2
+
 
 class Smooth:
     """A smoothed classifier.
@@ -118,7 +124,7 @@ class Smooth:
         device: Where the model is; default, that of its first parameter, else the CPU.
 
     Raises:
-        CertbenchError: sigma <= 0, or the model is in train mode.
+        CertbenchError: An argument is out of range, or the model is in train mode.
     """
 
     def __init__(
@@ -134,22 +140,39 @@ class Smooth:
     ):
         import torch
 
-        if not sigma > 0:
+        level = arguments.real(sigma, "sigma")
+        if level.ndim or not 0 < level < np.inf:
             raise CertbenchError(
-                f"is {sigma}", where="sigma", remedy="give a noise level above 0, in [0, 1] pixels"
+                f"is {sigma}",
+                where="sigma",
+                remedy="give one noise level above 0 for all images, in [0, 1] pixels",
+            )
+        if not callable(model):
+            raise CertbenchError(
+                f"is {model!r}", where="model", remedy="give a function of images, or a module"
             )
         require_eval(model)
+        if noise is not None and not isinstance(noise, Noise):
+            raise CertbenchError(
+                f"is {noise!r}", where="noise", remedy="for example Noise(seed=0, kind='gaussian')"
+            )
+        arguments.choice(numerics, "numerics", ("exact", "fast"))
         if device is None:
             parameters = getattr(model, "parameters", lambda: iter(()))
             first = next(iter(parameters()), None)
             device = first.device if first is not None else "cpu"
         self.model = model
-        self.sigma = float(sigma)
-        self.num_classes = int(num_classes)
+        self.sigma = float(level)
+        self.num_classes = arguments.whole(num_classes, "num_classes")
         self.noise = noise or Noise()
-        self.batch_size = batch_size
+        self.batch_size = arguments.whole(batch_size, "batch_size")
         self.numerics = numerics
-        self.device = torch.device(device)
+        try:
+            self.device = torch.device(device)
+        except RuntimeError:
+            raise CertbenchError(
+                f"is {device!r}", where="device", remedy="for example cpu, cuda or cuda:1"
+            ) from None
 
     def predict(self, x: Any, n: int, alpha: float, *, item_index: int = 0) -> Prediction:
         """PREDICT: the smoothed class of one image, or -1 (section 3.2.1, Algorithm 1).
@@ -164,7 +187,7 @@ class Smooth:
             CertbenchError: n can never answer at this alpha, or the image is out of range.
         """
         least = minimum_predict_samples(alpha)
-        if n < least:
+        if arguments.whole(n, "n", minimum=0) < least:
             raise CertbenchError(
                 f"n = {n} can never answer at alpha = {alpha}",
                 where="predict",
@@ -204,6 +227,12 @@ class Smooth:
             CertbenchError: n can never certify at this alpha, or the image is out of range.
         """
         check_budget(n0, n, alpha, bound, selection)
+        if selection == "label":
+            raise CertbenchError(
+                "the label of an image is not known here",
+                where="selection",
+                remedy="use two_stage or single_stage; certify_counts takes votes and labels",
+            )
         selected = None
         if selection == "two_stage":
             selected = self.counts(x, noises.SELECTION, 0, n0, item_index=item_index)[None]
@@ -253,6 +282,7 @@ class Smooth:
         totals = np.zeros((1, self.num_classes + 1), np.int64)
         selected = totals
         if not rule.single_stage:
+            arguments.whole(n0, "n0")
             selected = self.counts(x, noises.SELECTION, 0, n0, item_index=item_index)[None]
         bounds, before = rule.start(1), 0
         for look, size in enumerate(rule.looks):
@@ -270,10 +300,11 @@ class Smooth:
         self, x: Any, stream: int, start: int, stop: int, *, item_index: int = 0
     ) -> np.ndarray:
         """Votes int64 [K + 1] of samples [start, stop) of a stream; the last are invalid ones."""
+        require_eval(self.model)  # it may have been trained on since
         return count_votes(
             self.model,
             _one_image(x)[None],
-            np.array([item_index], np.int64),
+            np.array([arguments.whole(item_index, "item_index", minimum=0)], np.int64),
             stream,
             start,
             stop,
@@ -289,12 +320,22 @@ class Smooth:
 def _one_image(x: Any) -> torch.Tensor:
     import torch
 
-    image = torch.as_tensor(x, dtype=torch.float32)
-    if image.ndim != 3:
+    try:
+        image = torch.as_tensor(x)
+    except (TypeError, ValueError, RuntimeError):
+        raise CertbenchError(
+            f"is a {type(x).__name__}", where="x", remedy="give a tensor or an array, [C, H, W]"
+        ) from None
+    if image.ndim != 3 or not image.numel():
         raise CertbenchError(
             f"shape is {tuple(image.shape)}", where="x", remedy="give one image, [C, H, W]"
         )
-    return image
+    if image.dtype == torch.uint8:
+        # A dark image of levels 0 and 1 would pass for one in [0, 1].
+        raise CertbenchError(
+            "holds levels from 0 to 255 (uint8)", where="x", remedy="give pixels / 255"
+        )
+    return image.detach().to(torch.float32)
 
 
 def check_budget(n0: int, n: int, alpha: float, bound: str, selection: str) -> None:
@@ -303,14 +344,9 @@ def check_budget(n0: int, n: int, alpha: float, bound: str, selection: str) -> N
     Raises:
         CertbenchError: Says the smallest n, or which options exclude each other.
     """
-    if not 0 < alpha < 1:
-        raise CertbenchError(f"is {alpha}", where="alpha", remedy="give a level in (0, 1)")
-    if bound == "two" and selection == "single_stage":
-        raise CertbenchError(
-            "the two-bound form needs a class chosen from other samples",
-            where="selection",
-            remedy="use selection: two_stage with bound: two",
-        )
+    arguments.level(alpha)
+    _check_options(bound, selection)
+    arguments.whole(n, "n", minimum=0)
     level = alpha / 2 if bound == "two" or selection == "single_stage" else alpha
     least = minimum_samples(level)
     if n < least:
@@ -319,8 +355,19 @@ def check_budget(n0: int, n: int, alpha: float, bound: str, selection: str) -> N
             where="n",
             remedy=f"use n >= {least}",
         )
-    if selection == "two_stage" and n0 < 1:
+    if arguments.whole(n0, "n0", minimum=0) < 1 and selection == "two_stage":
         raise CertbenchError(f"is {n0}", where="n0", remedy="two_stage selection needs n0 >= 1")
+
+
+def _check_options(bound: str, selection: str) -> None:
+    arguments.choice(bound, "bound", BOUNDS)
+    arguments.choice(selection, "selection", SELECTIONS)
+    if bound == "two" and selection == "single_stage":
+        raise CertbenchError(
+            "the two-bound form needs a class chosen from other samples",
+            where="selection",
+            remedy="use selection: two_stage with bound: two",
+        )
 
 
 def certify_counts(
@@ -362,11 +409,23 @@ def certify_counts(
         (float64, rounded down), ``n_top``, ``n_runner``, ``runner``, ``n_invalid``, ``p_lower``,
         ``p_upper`` (NaN for one-bound), ``abstain``, ``capped``.
     """
+    # A misspelt option must not fall through to another one: it would be another guarantee.
+    _check_options(bound, selection)
+    arguments.choice(interval, "interval", INTERVALS)
+    arguments.choice(kind, "kind", KINDS)
+    estimated = arguments.counts(estimated, "estimated")
     votes = estimated[:, :-1]
     totals = estimated.sum(1)
     if selection == "two_stage":
         if selected is None:
             raise CertbenchError("two_stage selection needs selection votes", where="selection")
+        selected = arguments.counts(selected, "selected")
+        if selected.shape != estimated.shape:
+            raise CertbenchError(
+                f"has shape {selected.shape}, the estimation votes have {estimated.shape}",
+                where="selected",
+                remedy="give both streams of the same images and classes",
+            )
         top = selected[:, :-1].argmax(1)
     elif selection == "label":
         if labels is None:
