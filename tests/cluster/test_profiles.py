@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from certbench import config, plan
-from certbench.cluster import estimate, preflight
+from certbench.cluster import limits, preflight
 from certbench.plan import GPU_RULES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +57,7 @@ def test_every_planned_job_has_a_partition(name, file, monkeypatch):
     monkeypatch.chdir(ROOT)
     planned = plan.make(config.load([ROOT / "config" / file]))
     profile = read(name)
-    requests = estimate.requests(planned, profile)
+    requests = limits.requests(planned, profile)
     if name == "slurm-dev":
         assert requests["collect"].runtime == 25
     chosen = preflight.fitting(requests.values(), profile["slurm-partition-config"])

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from certbench.attacks import ball
 from certbench.attacks.outcome import COLUMNS
+from certbench.attacks.protocol import Passes, Work
 from certbench.errors import CertbenchError, did_you_mean
 from certbench.params import param
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from certbench.attacks.protocol import Work
     from certbench.attacks.shard import Step
 
 version = 1
@@ -53,6 +53,18 @@ class Params(ball.Ball):
 def threat(params: Params) -> dict[str, Any]:
     """The threat model of the attack."""
     return ball.threat(params)
+
+
+def passes(params: Params, surrogates: int) -> Passes:
+    """Passes for one image that survives every surrogate, and the search of one without gradients.
+
+    Args:
+        params: Parameters.
+        surrogates: Surrogates that the defence offers at most; 0 without a defence.
+    """
+    count = len(params.objectives) or max(1, surrogates)
+    climbs = Passes.climb(params.steps * params.restarts * count)
+    return climbs + Passes.search(params.queries) if surrogates else climbs
 
 
 def attack(work: Work) -> dict[str, np.ndarray]:

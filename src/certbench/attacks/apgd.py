@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from certbench.attacks import ball
 from certbench.attacks.outcome import COLUMNS, FLAGS
+from certbench.attacks.protocol import Passes, Work
 from certbench.errors import CertbenchError
 from certbench.params import param
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from certbench.attacks.losses import Loss
     from certbench.attacks.outcome import AttackOutcome, Ledger
-    from certbench.attacks.protocol import Work
     from certbench.attacks.target import Target
 
 version = 2
@@ -73,6 +73,12 @@ class Params(ball.Ball):
 def threat(params: Params) -> dict[str, Any]:
     """The threat model of the attack."""
     return ball.threat(params)
+
+
+def passes(params: Params, surrogates: int) -> Passes:
+    """Passes for one image that survives all runs: over targets, or over restarts."""
+    runs = params.targets if params.loss == "dlr-targeted" else params.restarts
+    return Passes.climb(params.steps * runs, params.eot)
 
 
 def attack(work: Work) -> dict[str, np.ndarray]:

@@ -7,17 +7,18 @@ Square, each on the images that the ones before left correct.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from certbench.attacks import ball
 from certbench.attacks.outcome import COLUMNS, FLAGS
+from certbench.attacks.protocol import Passes, Work
 from certbench.errors import CertbenchError, did_you_mean
 from certbench.params import param
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from certbench.attacks.protocol import Work
     from certbench.attacks.shard import Step
 
 version = 2
@@ -94,6 +95,14 @@ def threat(params: Params) -> dict[str, Any]:
     return ball.threat(params)
 
 
+def passes(params: Params, surrogates: int) -> Passes:
+    """Passes for one image that survives the whole suite."""
+    total = Passes()
+    for _, module, settings in members(params):
+        total += module.passes(settings, surrogates)
+    return total
+
+
 def attack(work: Work) -> dict[str, np.ndarray]:
     """Attack a shard of images; see :func:`certbench.attacks.shard.attack_shard`.
 
@@ -122,7 +131,7 @@ def names(params: Params) -> tuple[str, ...]:
 
 
 def suite(params: Params, num_classes: int) -> list[Step]:
-    """The attacks of a suite with their parameters.
+    """The attacks of a suite, ready to run.
 
     Args:
         params: Parameters of the suite.
@@ -131,8 +140,25 @@ def suite(params: Params, num_classes: int) -> list[Step]:
     Raises:
         CertbenchError: Nothing is left to run.
     """
-    from certbench.attacks import apgd, fab, square
     from certbench.attacks.shard import Step
+
+    made = [
+        Step(name, settings, module.run, gradients=name != "square")
+        for name, module, settings in members(params)
+        if num_classes >= 3 or name != "apgd-dlr"
+    ]
+    if not made:
+        raise CertbenchError(
+            f"no attack is possible with {num_classes} classes",
+            where="attacks",
+            remedy="use apgd-ce, fab-t or square",
+        )
+    return made
+
+
+def members(params: Params) -> list[tuple[str, ModuleType, Any]]:
+    """The attacks of a suite in order: name, plug-in and parameters."""
+    from certbench.attacks import apgd, fab, square
 
     value = {"restarts": params.restarts, "eot": params.eot, **_SUITE_VALUES.get(params.suite, {})}
     common: dict[str, Any] = {
@@ -142,33 +168,25 @@ def suite(params: Params, num_classes: int) -> list[Step]:
     }
     climbing = {**common, "judge_every": params.judge_every, "steps": params.steps}
     apgd_common = {**climbing, "eot": value["eot"], "allow_short": params.allow_short}
-    made: list[Step] = []
+    made: list[tuple[str, ModuleType, Any]] = []
     for name in names(params):
         settings: Any
         if name == "apgd-t":
             settings = apgd.Params(loss="dlr-targeted", targets=params.targets, **apgd_common)
-            made.append(Step(name, settings, apgd.run))
+            made.append((name, apgd, settings))
         elif name in ("apgd-ce", "apgd-dlr"):
             loss = name.removeprefix("apgd-")
-            if loss == "dlr" and num_classes < 3:
-                continue
             settings = apgd.Params(loss=loss, restarts=value["restarts"], **apgd_common)
-            made.append(Step(name, settings, apgd.run))
+            made.append((name, apgd, settings))
         elif name == "fab-t":
             settings = fab.Params(targeted=True, targets=params.targets, **climbing)
-            made.append(Step(name, settings, fab.run))
+            made.append((name, fab, settings))
         elif name == "fab":
             settings = fab.Params(targeted=False, restarts=value["restarts"], **climbing)
-            made.append(Step(name, settings, fab.run))
+            made.append((name, fab, settings))
         else:
             settings = square.Params(queries=params.queries, **common)
-            made.append(Step(name, settings, square.run, gradients=False))
-    if not made:
-        raise CertbenchError(
-            f"no attack is possible with {num_classes} classes",
-            where="attacks",
-            remedy="use apgd-ce, fab-t or square",
-        )
+            made.append((name, square, settings))
     return made
 
 

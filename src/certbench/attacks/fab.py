@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from certbench.attacks import ball
 from certbench.attacks.outcome import COLUMNS, FLAGS
+from certbench.attacks.protocol import Passes, Work
 from certbench.params import param
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     import torch
 
     from certbench.attacks.outcome import AttackOutcome, Ledger
-    from certbench.attacks.protocol import Work
     from certbench.attacks.target import Target
 
 version = 2
@@ -56,6 +56,13 @@ class Params(ball.Ball):
 def threat(params: Params) -> dict[str, Any]:
     """The threat model of the attack."""
     return ball.threat(params)
+
+
+def passes(params: Params, surrogates: int) -> Passes:
+    """Passes for one image that survives all runs."""
+    if params.targeted:
+        return Passes.climb(params.steps * params.targets * params.restarts, 2)
+    return Passes.climb(params.steps * params.restarts)
 
 
 def attack(work: Work) -> dict[str, np.ndarray]:

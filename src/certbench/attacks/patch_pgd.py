@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from certbench.attacks.outcome import COLUMNS
+from certbench.attacks.protocol import Passes, Work
 from certbench.params import param
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     import torch
 
     from certbench.attacks.outcome import AttackOutcome, Ledger
-    from certbench.attacks.protocol import Work
     from certbench.attacks.target import Target
 
 version = 1
@@ -74,6 +74,12 @@ def threat(params: Params) -> dict[str, Any]:
         "guarantee": "none",
         "alpha": None,
     }
+
+
+def passes(params: Params, surrogates: int) -> Passes:
+    """Passes for one image that survives at every position."""
+    positions = params.positions + params.random_positions + 4 * params.corners
+    return Passes.climb(params.steps * params.restarts * positions)
 
 
 def attack(work: Work) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from certbench.attacks import ball
 from certbench.attacks.outcome import COLUMNS
+from certbench.attacks.protocol import Passes, Work
 from certbench.params import param
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     import torch
 
     from certbench.attacks.outcome import AttackOutcome, Ledger
-    from certbench.attacks.protocol import Work
     from certbench.attacks.target import Target
 
 version = 2
@@ -53,6 +53,11 @@ class Params(ball.Ball):
 def threat(params: Params) -> dict[str, Any]:
     """The threat model of the attack."""
     return ball.threat(params)
+
+
+def passes(params: Params, surrogates: int) -> Passes:
+    """Passes for one image that survives all restarts."""
+    return Passes.climb(params.steps * params.restarts)
 
 
 def attack(work: Work) -> dict[str, np.ndarray]:

@@ -1,13 +1,50 @@
-"""What the job entry hands to an attack plug-in."""
+"""What the job entry hands to an attack plug-in, and what a plug-in says of its cost."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What the steps of an attack ask of a model for one image that survives all of them.
+
+    Stopping early is not subtracted. The start of a run takes up to two forward passes and one
+    backward pass more, which are left out.
+
+    Attributes:
+        forward: Forward passes of what it climbs or searches.
+        backward: Backward passes.
+        steps: Steps after which a prediction rule may be asked (it is, every ``judge_every``).
+    """
+
+    forward: int = 0
+    backward: int = 0
+    steps: int = 0
+
+    @classmethod
+    def climb(cls, steps: int, each: int = 1) -> Passes:
+        """Gradient steps of ``each`` passes forward and back."""
+        return cls(steps * each, steps * each, steps)
+
+    @classmethod
+    def search(cls, queries: int) -> Passes:
+        """Queries without gradients."""
+        return cls(queries, 0, queries)
+
+    def __add__(self, other: Passes) -> Passes:
+        """One attack after the other."""
+        return Passes(
+            self.forward + other.forward,
+            self.backward + other.backward,
+            self.steps + other.steps,
+        )
 
 
 class Progress(Protocol):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from certbench.cluster import estimate, partitions, preflight
+from certbench.cluster import cost, limits, partitions, preflight
 from certbench.errors import CertbenchError
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def checkpoints(plan: Plan) -> Iterator[Finding]:
 
 def space(plan: Plan, folder: Path = preflight.RESULTS) -> Iterator[Finding]:
     """Free space and quota for what the study writes."""
-    needed = estimate.estimate(plan).total.disk
+    needed = cost.estimate(plan).total.disk
     place = folder if folder.exists() else Path.cwd()
     free = shutil.disk_usage(place).free
     words = f"{free / 1e9:,.1f} GB free, the study writes about {needed / 1e9:,.1f} GB"
@@ -264,7 +264,7 @@ def cluster(plan: Plan, profile: Mapping[str, Any]) -> Iterator[Finding]:
         yield from _live_partitions(listed, str(file))
     requests: Mapping[str, Any] = {}
     try:
-        requests = estimate.requests(plan, profile)
+        requests = limits.requests(plan, profile)
     except CertbenchError as error:
         yield Finding("profile", "failure", error.problem, error.remedy or "")
     for rule, request in requests.items():

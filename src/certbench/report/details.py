@@ -261,12 +261,12 @@ def _recipe(card: dict[str, Any]) -> str:
 
 def costs(found: Sources) -> list[dict[str, Any]]:
     """Time by stage for each experiment, beside what was to be expected of it."""
-    from certbench.cluster import estimate
+    from certbench.cluster import cost
 
     made = []
     order = list(wording.STAGES)
     devices = _values(found.footers, "device")
-    expected = estimate.by_experiment(found.config, devices) if not found.costs.empty else {}
+    expected = cost.by_experiment(found.config, devices) if not found.costs.empty else {}
     for experiment, group in found.costs.groupby("experiment", sort=False):
         stages: list[dict[str, Any]] = [
             {
