@@ -185,6 +185,27 @@ def test_a_ladder_check_finds_what_a_log_was_made_with(log, capsys):
     assert best == ["100,000", "0.001", "100.00%"]
 
 
+def test_a_ladder_check_tests_the_claim_that_it_is_given(log, capsys):
+    check = ["ladder-check", str(log), "--sigma", "0.25"]
+    assert cli.main([*check, "--n", "10", "--alpha", "0.001"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert ["10", "0.001", "0.00%"] in [line.split() for line in lines]
+    assert "give both or none" in _refused(capsys, *check, "--n", "10")
+
+
+def test_a_ladder_check_says_where_radii_cannot_tell(tmp_path, capsys):
+    path = tmp_path / "log.tsv"
+    header = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
+    path.write_text(header + "0\t3\t3\t0.183\t1\t1.0\n")
+    assert cli.main(["ladder-check", str(path), "--sigma", "0.25"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "1 radii: too small to tell 6 claims apart"
+    path.write_text(header + "0\t3\t-1\t0.0\t0\t1.0\n")
+    assert "no certified radius" in _refused(capsys, "ladder-check", str(path), "--sigma", "0.25")
+    path.write_text(header + "0\t3\t3\t2.5\t1\t1.0\n")
+    assert cli.main(["ladder-check", str(path), "--sigma", "0.25"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "1 radii: no claim fits all"
+
+
 def test_a_file_that_is_no_log_is_refused(tmp_path, capsys):
     path = tmp_path / "notes.txt"
     path.write_text("hello\n")

@@ -121,6 +121,8 @@ def parser() -> argparse.ArgumentParser:
         "log", metavar="LOG", help="tab-separated: idx, label, predict, radius, ..."
     )
     ladder.add_argument("--sigma", type=float, required=True, help="noise level of the log")
+    ladder.add_argument("--n", type=int, help="samples that the log claims (with --alpha)")
+    ladder.add_argument("--alpha", type=float, help="level that the log claims (with --n)")
 
     for module in (estimate, doctor, watch):
         module.add_parser(commands)
@@ -212,6 +214,22 @@ def _ladder_check(options: argparse.Namespace) -> None:
         raise CertbenchError(
             "holds predictions, no radii", where=options.log, remedy="give a certification log"
         )
+    if (options.n is None) != (options.alpha is None):
+        raise CertbenchError("is given alone", where="--n, --alpha", remedy="give both or none")
+    claims = list(published_logs.CANDIDATES)
+    if options.n is not None and (options.n, options.alpha) not in claims:
+        claims.insert(0, (options.n, options.alpha))
+    radii = made["radius"].to_numpy()
+    tested = int((radii > 0).sum())
+    if not tested:
+        raise CertbenchError(
+            "holds no certified radius", where=options.log, remedy="there is nothing to check"
+        )
+    found = published_logs.ladder_check(radii, options.sigma, claims)
     print("         n    alpha  radii that fit")
-    for match in published_logs.ladder_check(made["radius"].to_numpy(), options.sigma):
+    for match in found:
         print(f"{match.n:>10,}  {match.alpha:>7g}  {100 * match.share:>13.2f}%")
+    fitting = sum(match.share == 1 for match in found)
+    if fitting != 1:
+        why = "no claim fits all" if not fitting else f"too small to tell {fitting} claims apart"
+        print(f"{tested:,} radii: {why}")

@@ -110,12 +110,31 @@ def test_other_times_are_refused(text):
         (["0\t3\tthree\t0.3\t1\t1.0"], "'three' is no predict"),
         (["0\t3\t3\tnan\t1\t1.0"], "'nan' is no radius"),
         (["-20\t3\t3\t0.3\t1\t1.0"], "is no idx"),
+        (["99999999999\t3\t3\t0.3\t1\t1.0"], "'99999999999' is no idx"),
+        (["0\t99999999999\t3\t0.3\t1\t1.0"], "'99999999999' is no label"),
+        (["0\t-2\t3\t0.3\t1\t1.0"], "'-2' is no label"),
+        (["0\t3\t-2\t0.3\t1\t1.0"], "'-2' is no predict"),
         (["0\t3\t3\t0.3\t1\t1.0", "0\t3\t3\t0.3\t1\t1.0"], "item 0 appears more than once"),
     ],
 )
 def test_broken_logs_are_refused_with_file_and_line(tmp_path, lines, message):
     with pytest.raises(CertbenchError, match=message):
         read(write(tmp_path, *lines))
+
+
+def test_marks_and_line_ends_of_windows_change_nothing(tmp_path):
+    path = write(tmp_path, "0\t3\t3\t0.183\t1\t0:00:17.1", "20\t7\t-1\t0.0\t0\t16.9")
+    plain = read(path)
+    text = path.read_text()
+    path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert read(path).equals(plain)
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    path = tmp_path / "log"
+    path.write_text("idx\tidx\tlabel\tpredict\n0\t1\t3\t3\n")
+    with pytest.raises(CertbenchError, match="two columns idx"):
+        read(path)
 
 
 def test_files_that_are_no_logs_are_refused(tmp_path):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -217,18 +218,18 @@ def _finite(text: str) -> float:
     return value
 
 
-def _index(text: str) -> int:
+def _whole(text: str, least: int, largest: int) -> int:
     value = int(text)
-    if value < 0:
+    if not least <= value <= largest:
         raise ValueError(text)
     return value
 
 
 # ``correct`` is read as text and forgotten: some logs keep a running total there.
 _READERS: dict[str, Any] = {
-    "idx": _index,
-    "label": int,
-    "predict": int,
+    "idx": partial(_whole, least=0, largest=2**32 - 1),
+    "label": partial(_whole, least=-1, largest=2**31 - 1),
+    "predict": partial(_whole, least=ABSTAIN, largest=2**31 - 1),
     "radius": _finite,
     "time": seconds,
 }
@@ -237,11 +238,14 @@ _READERS: dict[str, Any] = {
 def _lines(path: Path) -> tuple[list[str], list[tuple[int, str]]]:
     """Header and numbered lines of a log, blank ones left out."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows editors put a mark in front
     except (OSError, UnicodeDecodeError) as error:
         raise CertbenchError(f"cannot be read: {error}", where=str(path)) from error
     numbered = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
     header = [name.strip() for name in numbered[0][1].split("\t")] if numbered else []
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise CertbenchError(f"has two columns {twice[0]}", where=str(path))
     missing = [name for name in ("idx", "label", "predict") if name not in header]
     if missing:
         raise CertbenchError(
