@@ -41,6 +41,12 @@ def test_every_image_counts_and_a_wrong_certificate_counts_for_nothing():
     assert found["abstain_rate", None]["value"] == 0.25
 
 
+def test_an_unknown_label_does_not_agree_with_an_abstention():
+    frame = certificates().assign(label=[0, 1, 2, -1])
+    assert numbers(frame)["certified_accuracy", 0.0]["value"] == 0.5
+    assert numbers(frame)["acr", None]["value"] == pytest.approx(0.2)
+
+
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 def test_the_linf_equivalent_is_the_largest_cube_inside_the_certified_ball(norm):
     found = numbers(certificates(norm))

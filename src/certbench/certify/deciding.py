@@ -53,7 +53,9 @@ def run(job: Job) -> None:
             columns = dict(module.decide(stats, collect, decide, items["label"]))
             columns.setdefault("abstain", np.asarray(columns["predict"]) < 0)
             columns["label"] = items["label"]
-            columns["correct"] = np.asarray(columns["predict"]) == items["label"]
+            predict = np.asarray(columns["predict"])
+            # An unknown label of -1 must not agree with an abstention.
+            columns["correct"] = (predict == items["label"]) & (predict >= 0)
             columns["item_id"] = items["item_id"]
             columns["item_index"] = items["item_index"]
             spent = sum(float(footer.get("device_time_s", 0.0)) for _, footer in found)

@@ -55,7 +55,8 @@ def compute(group: pd.DataFrame, params: Params, context: Any) -> list[dict[str,
     from certbench.threat import comparable, convert_size, inner_size
 
     made: list[dict[str, Any]] = []
-    ok = group["predict"] == group["label"]
+    # An unknown label of -1 must not agree with an abstention.
+    ok = (group["predict"] == group["label"]) & (group["predict"] >= 0)
     alpha = group["threat_alpha"].iloc[0] if len(group) else None
     norm = group["threat_norm"].iloc[0] if len(group) else "l2"
     lp = len(group) > 0 and group["threat_kind"].iloc[0] == "lp"

@@ -89,7 +89,8 @@ def _rows(first: Any, second: Any, radius: float | None) -> list[dict[str, Any]]
 
 
 def _right(frame: pd.DataFrame, radius: float | None) -> pd.DataFrame:
-    right = frame["predict"] == frame["label"]
+    # An unknown label of -1 must not agree with an abstention.
+    right = (frame["predict"] == frame["label"]) & (frame["predict"] >= 0)
     if radius is not None:
         right &= frame["radius"] >= radius
     return frame[["item_id", "seed"]].assign(right=right)
