@@ -309,6 +309,8 @@ def test_cumulative_votes_count_what_each_look_has_seen():
         ({"alpha": 1.5}, r"\(0, 1\)"),
         ({"sigma": 0.0}, "positive"),
         ({"looks": (5, 9)}, "can never certify"),
+        # 200 samples that all agree, at alpha / 2: 0.5 Phi^-1(0.0005 ** (1 / 200)) = 0.8915.
+        ({"radii": (0.9, 2.0)}, "are all beyond 0.891511, the most that 200 samples"),
         ({"method": "mixture", "single_stage": True}, "fixed looks only"),
     ],
 )

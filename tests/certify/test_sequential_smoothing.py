@@ -283,11 +283,16 @@ def test_schedules():
     "values, match",
     [
         ({}, r"radii: nothing to decide.*\n.*give radii, a tolerance, or both"),
-        ({"radii": [0.5], "n": 9}, "looks: 9 samples can never certify"),
+        ({"radii": [0.5], "n": 9}, r"\bn: 9 samples can never certify.*\n.*at least 10 samples"),
+        ({"radii": [0.5], "looks": [5, 9], "n": 9}, "looks: 9 samples can never certify"),
+        ({"radii": [5.0]}, "radii: are all beyond"),
         ({"radii": [0.5], "looks": [100, 50]}, "ascending"),
         ({"radii": [0.5], "looks": [100, 200]}, "let the last look be n"),
         ({"radii": [0.5], "n0": 0}, "n0 >= 1"),
-        ({"radii": [0.5], "method": "mixture", "selection": "single_stage"}, "fixed looks only"),
+        (
+            {"radii": [0.5], "method": "mixture", "selection": "single_stage"},
+            "selection: .*fixed looks only",
+        ),
     ],
 )
 def test_questions_that_are_none_are_refused_when_planning(values, match):

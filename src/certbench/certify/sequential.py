@@ -242,12 +242,21 @@ class StoppingRule:
                 where="single_stage",
                 remedy="use method 'looks', or choose the class from separate samples",
             )
-        last = self.alphas[-1]
-        if float(radius_one(self._lower(sizes[-1], sizes[-1], len(sizes) - 1), self.sigma)) <= 0:
+        cap = float(radius_one(self._lower(sizes[-1], sizes[-1], len(sizes) - 1), self.sigma))
+        if cap <= 0:
+            least = minimum_samples(self.alphas[-1])
+            more = "more than" if self.method == "mixture" else "at least"
             raise CertbenchError(
                 f"{sizes[-1]} samples can never certify",
                 where="looks",
-                remedy=f"use at least {minimum_samples(last)} samples (more with the mixture)",
+                remedy=f"use {more} {least} samples",
+            )
+        if self.radii and self.tolerance is None and min(self.radii) > cap:
+            raise CertbenchError(
+                f"are all beyond {cap:.6g}, the most that {sizes[-1]} samples certify at sigma "
+                f"{self.sigma:g}",
+                where="radii",
+                remedy="ask for smaller radii, or allow more samples",
             )
 
     @cached_property

@@ -168,9 +168,11 @@ def validate(collect: CollectParams, decide: DecideParams, where: str) -> None:
     try:
         stopping_rule(collect)
     except CertbenchError as error:
-        raise CertbenchError(
-            error.problem, where=f"{where}.{error.where}", remedy=error.remedy
-        ) from None
+        # The rule's names for what the configuration calls otherwise.
+        key = {"single_stage": "selection"}.get(error.where, error.where)
+        if key == "looks" and not collect.looks:
+            key = "n"
+        raise CertbenchError(error.problem, where=f"{where}.{key}", remedy=error.remedy) from None
     if collect.looks and collect.looks[-1] != collect.n:
         raise CertbenchError(
             f"end at {collect.looks[-1]}, but n is {collect.n}",
