@@ -1,0 +1,1 @@
+"""How :func:`certbench.plan.make` enumerates jobs, stage by stage."""
