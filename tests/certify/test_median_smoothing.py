@@ -117,11 +117,36 @@ def test_samples_do_not_depend_on_the_batch():
         (lambda: MedianSmooth(torch.nn.Dropout().train(), 0.5), "train mode"),
         (lambda: smoothed().bounds(2 * X + 1, 0.1, 50, 0.01), r"not in \[0, 1\]"),
         (lambda: smoothed().bounds(X, -0.1, 50, 0.01), "epsilon"),
+        (lambda: smoothed().bounds(X[None], 0.1, 50, 0.01), "one image"),
+        (lambda: smoothed().bounds(X[0], 0.1, 50, 0.01), "one image"),
+        (lambda: smoothed().sample(X, 50.0), "n: must be one integer"),
+        (lambda: smoothed(numerics="exat"), "did you mean 'exact'"),
+        (lambda: smoothed(batch_size=0), "batch_size"),
+        (lambda: smoothed(lambda z: linear(z)[:1]).bounds(X, 0.1, 50, 0.01), "1 outputs for 128"),
     ],
 )
 def test_mistakes_are_refused(call, match):
     with pytest.raises(CertbenchError, match=match):
         call()
+
+
+def test_a_module_that_was_trained_on_since_is_refused():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5)).eval()
+    g = smoothed(model)
+    model.train()
+    with pytest.raises(CertbenchError, match="train mode"):
+        g.bounds(X, 0.1, 50, 0.01)
+
+
+def test_noise_that_is_not_quite_normal_moves_the_places_outwards():
+    lower, upper = median_smoothing_indices(10000, 0.5, 0.25, 0.25, 0.001, slack=0.01)
+    # The defining inequalities at p- = 0.1587 - 0.01, at the place and one further.
+    law = stats.binom(10000, ndtr(-1) - 0.01)
+    assert law.cdf(lower - 1) <= 0.0005 < law.cdf(lower)
+    assert upper == 10001 - lower
+    assert lower < median_smoothing_indices(10000, 0.5, 0.25, 0.25, 0.001)[0] - 90
+    # A slack as large as p- leaves no lower place.
+    assert median_smoothing_indices(10000, 0.5, 0.25, 0.25, 0.001, slack=0.2) == (None, None)
 
 
 def test_median_smoothing_places():

@@ -83,6 +83,18 @@ def not_negative(value: Any, name: str) -> np.ndarray:
     return array
 
 
+def noise_level(value: Any) -> float:
+    """The noise level of a smoothed classifier: one for all images, or no proof covers it."""
+    array = real(value, "sigma")
+    if array.ndim or not 0 < array < np.inf:
+        raise CertbenchError(
+            f"is {value}",
+            where="sigma",
+            remedy="give one noise level above 0 for all images, in [0, 1] pixels",
+        )
+    return float(array)
+
+
 def lower_probability(value: Any) -> np.ndarray:
     """A lower limit of a probability, in [0, 1)."""
     array = real(value, "p_lower")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import special
 
-from certbench.certify import arguments, sampling
+from certbench.certify import arguments, sampling, smoothing
 from certbench.certify import noise as noises
 from certbench.errors import CertbenchError
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def median_smoothing_indices(
-    n: Any, percentile: float, epsilon: float, sigma: float, alpha: float
+    n: Any, percentile: float, epsilon: float, sigma: float, alpha: float, slack: float = 0.0
 ) -> tuple[int | None, int | None]:
     """Order statistics that enclose a percentile-smoothed value under every shift up to epsilon.
 
@@ -42,6 +42,7 @@ def median_smoothing_indices(
         epsilon: l2 size of the shift, >= 0.
         sigma: Noise level, > 0.
         alpha: Error probability of both sides together, in (0, 1).
+        slack: Largest distance (total variation) of the drawn noise from the normal law.
 
     Returns:
         ``(lower, upper)``, 1-based places in ascending order; None where n samples give no bound.
@@ -59,7 +60,8 @@ def median_smoothing_indices(
     centre = float(special.ndtri(float(arguments.level(percentile, "percentile"))))
     scale = float(arguments.positive(sigma, "sigma"))
     shift = float(arguments.not_negative(epsilon, "epsilon")) / scale
-    low_p, high_p = float(special.ndtr(centre - shift)), float(special.ndtr(centre + shift))
+    low_p = max(float(special.ndtr(centre - shift)) - slack, 0.0)
+    high_p = min(float(special.ndtr(centre + shift)) + slack, 1.0)
     # Lower place: the largest q with P[Bin(n, low_p) <= q - 1] <= tail.
     below = int(stats.binom.ppf(tail, total, low_p))
     while below > 0 and stats.binom.cdf(below - 1, total, low_p) > tail:
@@ -104,7 +106,7 @@ class MedianSmooth:
         noise: Seed and backend of Gaussian noise (default: seed 0).
         batch_size: Noisy copies per pass (``numerics="fast"``).
         numerics: ``exact`` or ``fast``.
-        device: Where the model is.
+        device: Where the model is; default, that of its first parameter, else the CPU.
 
     Raises:
         CertbenchError: An argument is out of range, or the model is in train mode.
@@ -119,10 +121,10 @@ class MedianSmooth:
         *,
         batch_size: int = 400,
         numerics: str = "exact",
-        device: Any = "cpu",
+        device: Any = None,
     ):
-        if not sigma > 0:
-            raise CertbenchError(f"is {sigma}", where="sigma", remedy="give a level above 0")
+        self.sigma = arguments.noise_level(sigma)
+        arguments.choice(numerics, "numerics", ("exact", "fast"))
         if not 0 < percentile < 1:
             raise CertbenchError(
                 f"is {percentile}", where="percentile", remedy="0.5 for the median"
@@ -133,8 +135,9 @@ class MedianSmooth:
                 "is uniform", where="noise", remedy="percentile bounds hold for Gaussian noise"
             )
         sampling.require_eval(model)
-        self.model, self.sigma, self.percentile = model, float(sigma), float(percentile)
-        self.batch_size, self.numerics, self.device = batch_size, numerics, device
+        self.device = smoothing.device_of(model, device)
+        self.model, self.percentile = model, float(percentile)
+        self.batch_size, self.numerics = arguments.whole(batch_size, "batch_size"), numerics
 
     def sample(
         self, x: Any, n: int, *, stream: int = noises.ESTIMATION, item_index: int = 0
@@ -148,20 +151,30 @@ class MedianSmooth:
             item_index: Key of the image's noise.
 
         Raises:
-            CertbenchError: The image is out of range.
+            CertbenchError: The image is out of range, or the model's outputs are not one for each.
         """
         import torch
 
-        image = torch.as_tensor(x, dtype=torch.float32)[None]
+        image = smoothing.one_image(x)[None]
         sampling.check_range(image)
+        sampling.require_eval(self.model)  # it may have been trained on since
+        arguments.whole(n, "n")
+        item = arguments.whole(item_index, "item_index", minimum=0)
         size = sampling.batch_shape(self.numerics, self.batch_size, n)
         perturb = sampling.additive(self.noise, self.sigma, stream, image, self.device, size)
         parts = []
         with torch.inference_mode():
             for _, _, _, batch, real in sampling.batches(
-                image, np.array([item_index]), 0, n, perturb, size, self.device
+                image, np.array([item]), 0, n, perturb, size, self.device
             ):
-                parts.append(self.model(batch).view(size, -1)[:real].double())
+                made = self.model(batch)
+                if len(made) != len(batch):
+                    raise CertbenchError(
+                        f"the model returns {len(made)} outputs for {len(batch)} images",
+                        where="model",
+                        remedy="return [N, D] or [N]",
+                    )
+                parts.append(made.reshape(len(batch), -1)[:real].double())
             return torch.cat(parts).cpu().numpy()
 
     def bounds(
@@ -182,7 +195,9 @@ class MedianSmooth:
         Raises:
             CertbenchError: A value is out of range.
         """
-        places = median_smoothing_indices(n, self.percentile, epsilon, self.sigma, alpha)
+        dimension = smoothing.one_image(x).numel()
+        slack = smoothing.distance_from_law(self.noise.kind, self.sigma, dimension)
+        places = median_smoothing_indices(n, self.percentile, epsilon, self.sigma, alpha, slack)
         drawn = self.sample(x, n, item_index=item_index)
         lowest = np.sort(np.where(np.isnan(drawn), -np.inf, drawn), axis=0)
         highest = np.sort(np.where(np.isnan(drawn), np.inf, drawn), axis=0)

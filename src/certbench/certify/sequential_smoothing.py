@@ -169,7 +169,7 @@ def validate(collect: CollectParams, decide: DecideParams, where: str) -> None:
         stopping_rule(collect)
     except CertbenchError as error:
         # The rule's names for what the configuration calls otherwise.
-        key = {"single_stage": "selection"}.get(error.where, error.where)
+        key = "selection" if error.where == "single_stage" else error.where
         if key == "looks" and not collect.looks:
             key = "n"
         raise CertbenchError(error.problem, where=f"{where}.{key}", remedy=error.remedy) from None

@@ -138,41 +138,20 @@ class Smooth:
         numerics: str = "exact",
         device: Any = None,
     ):
-        import torch
-
-        level = arguments.real(sigma, "sigma")
-        if level.ndim or not 0 < level < np.inf:
-            raise CertbenchError(
-                f"is {sigma}",
-                where="sigma",
-                remedy="give one noise level above 0 for all images, in [0, 1] pixels",
-            )
-        if not callable(model):
-            raise CertbenchError(
-                f"is {model!r}", where="model", remedy="give a function of images, or a module"
-            )
+        level = arguments.noise_level(sigma)
+        self.device = device_of(model, device)
         require_eval(model)
         if noise is not None and not isinstance(noise, Noise):
             raise CertbenchError(
                 f"is {noise!r}", where="noise", remedy="for example Noise(seed=0, kind='gaussian')"
             )
         arguments.choice(numerics, "numerics", ("exact", "fast"))
-        if device is None:
-            parameters = getattr(model, "parameters", lambda: iter(()))
-            first = next(iter(parameters()), None)
-            device = first.device if first is not None else "cpu"
         self.model = model
-        self.sigma = float(level)
+        self.sigma = level
         self.num_classes = arguments.whole(num_classes, "num_classes")
         self.noise = noise or Noise()
         self.batch_size = arguments.whole(batch_size, "batch_size")
         self.numerics = numerics
-        try:
-            self.device = torch.device(device)
-        except RuntimeError:
-            raise CertbenchError(
-                f"is {device!r}", where="device", remedy="for example cpu, cuda or cuda:1"
-            ) from None
 
     def predict(self, x: Any, n: int, alpha: float, *, item_index: int = 0) -> Prediction:
         """PREDICT: the smoothed class of one image, or -1 (section 3.2.1, Algorithm 1).
@@ -303,7 +282,7 @@ class Smooth:
         require_eval(self.model)  # it may have been trained on since
         return count_votes(
             self.model,
-            _one_image(x)[None],
+            one_image(x)[None],
             np.array([arguments.whole(item_index, "item_index", minimum=0)], np.int64),
             stream,
             start,
@@ -317,7 +296,35 @@ class Smooth:
         )[0]
 
 
-def _one_image(x: Any) -> torch.Tensor:
+def device_of(model: Any, device: Any = None) -> torch.device:
+    """Where a model is: the device that is named, else that of its first parameter, else the CPU.
+
+    Raises:
+        CertbenchError: The model is no function, or there is no such device.
+    """
+    import torch
+
+    if not callable(model):
+        raise CertbenchError(
+            f"is {model!r}", where="model", remedy="give a function of images, or a module"
+        )
+    if device is None:
+        first = next(iter(getattr(model, "parameters", tuple)()), None)
+        device = "cpu" if first is None else first.device
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError):
+        raise CertbenchError(
+            f"is {device!r}", where="device", remedy="for example cpu, cuda or cuda:1"
+        ) from None
+
+
+def one_image(x: Any) -> torch.Tensor:
+    """One image as float32 [C, H, W].
+
+    Raises:
+        CertbenchError: Not one image, or levels from 0 to 255.
+    """
     import torch
 
     try:
