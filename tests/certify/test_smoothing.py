@@ -3,6 +3,7 @@
 import copy
 import itertools
 import pickle
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -89,6 +90,25 @@ def test_the_linear_certificate_of_known_counts_stays_below_the_true_distance(
     assert made["predict"][0] == 1
     assert made["radius"][0] == pytest.approx(radius, abs=1e-9)
     assert made["radius"][0] < 4
+
+
+@pytest.mark.parametrize(
+    "n_top, n, alpha, radius",
+    [
+        (50521, 100_000, 0.0005, "0.000005672742964466366352577351"),
+        (50261, 100_000, 0.05, "0.00001068270159397373996324904"),
+        (10_000_000, 10_000_000, 0.001, "4.82764793027708652252292"),
+        (9_999_999, 10_000_000, 0.001, "4.769516962698981320954529"),
+    ],
+)
+def test_no_rounding_overstates_a_radius(n_top, n, alpha, radius):
+    # Radii at sigma 1 from 45-digit arithmetic; a plain float64 evaluation exceeds the first two.
+    counts = np.array([[n_top, n - n_top, 0]])
+    exact = Fraction(radius)
+    for options in ({}, {"kind": "lattice"}):
+        made = Fraction(float(certify_counts(counts, counts, 1.0, alpha, **options)["radius"][0]))
+        assert made < exact
+        assert exact - made < 1e-7
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.2, 0.4])

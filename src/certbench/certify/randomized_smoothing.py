@@ -26,7 +26,7 @@ from certbench.threat import Threat
 if TYPE_CHECKING:
     from certbench.certify.protocol import CollectWork, Shard, Surface, SurfaceWork
 
-version = 3
+version = 4
 
 stats_columns = votes.STATS_COLUMNS
 

@@ -18,7 +18,7 @@ import numpy as np
 from certbench.certify import arguments
 from certbench.certify import noise as noises
 from certbench.certify.attainable import minimum_predict_samples, minimum_samples
-from certbench.certify.intervals import cp_lower, cp_lower_randomised, two_bounds
+from certbench.certify.intervals import LIMIT_ERROR, cp_lower, cp_lower_randomised, two_bounds
 from certbench.certify.protocol import ABSTAIN
 from certbench.certify.radii import radius_linf_from_l2, radius_one, radius_two, round_down
 from certbench.certify.sampling import (
@@ -460,6 +460,7 @@ def certify_counts(
             remedy="use interval: cp with bound: two",
         )
     p_upper = np.full(len(votes), np.nan)
+    slack += LIMIT_ERROR
     if bound == "two":
         # An invalid vote is one more answer of f, so it is a rival like any class.
         rivals = np.maximum(n_runner, estimated[:, -1])

@@ -28,7 +28,7 @@ from certbench.threat import Threat
 if TYPE_CHECKING:
     from certbench.certify.protocol import CollectWork, Shard, Surface, SurfaceWork
 
-version = 2
+version = 3
 
 stats_columns = votes.STATS_COLUMNS
 
