@@ -457,6 +457,9 @@ def test_a_smoothed_classifier_that_cannot_be_is_refused(call, message):
     ("call", "message"),
     [
         (lambda g, x: g.certify(x, 10, 1e3, 0.001), "n: must be one integer >= 0, is 1000.0"),
+        # A sample is a 32-bit word of the noise's counter: beyond, the noise would repeat.
+        (lambda g, x: g.certify(x, 10, 2**32 + 1, 0.001), "4,294,967,296 samples"),
+        (lambda g, x: g.predict(x, 2**32 + 1, 0.001), "4,294,967,296 samples"),
         (lambda g, x: g.certify(x, 10.0, 100, 0.001), "n0: must be one integer"),
         (lambda g, x: g.certify(x, 10, 100, "0.001"), "alpha: is '0.001', not a number"),
         (lambda g, x: g.certify(x, 10, 100, 0.001, selection="label"), "label of an image"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from certbench import plugins
+from certbench import params, plugins
 from certbench.certify import splitting as plugin
 from certbench.certify.protocol import SurfaceWork
 from certbench.certify.splitting import CollectParams, DecideParams
@@ -209,3 +209,9 @@ def test_attacks_meet_the_certified_rule_and_a_useful_gradient(certifying):
     x.requires_grad_()
     surface.logits(x)[:, 0].sum().backward()
     assert (x.grad.abs() > 1e-3).all()
+
+
+def test_a_seed_that_no_column_holds_is_refused():
+    with pytest.raises(CertbenchError, match="offset_seed"):
+        params.build(CollectParams, {"half_width": 0.5, "offset_seed": 2**63}, "defenses.x")
+    assert plugin.offsets(2**63 - 1, 8, 5).max() < 5

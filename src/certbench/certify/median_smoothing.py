@@ -158,7 +158,7 @@ class MedianSmooth:
         image = smoothing.one_image(x)[None]
         sampling.check_range(image)
         sampling.require_eval(self.model)  # it may have been trained on since
-        arguments.whole(n, "n")
+        smoothing.check_samples(n, "n")
         item = arguments.whole(item_index, "item_index", minimum=0)
         size = sampling.batch_shape(self.numerics, self.batch_size, n)
         perturb = sampling.additive(self.noise, self.sigma, stream, image, self.device, size)

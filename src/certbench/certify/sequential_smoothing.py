@@ -166,6 +166,7 @@ def validate(collect: CollectParams, decide: DecideParams, where: str) -> None:
         CertbenchError: Says what is wrong and the remedy.
     """
     try:
+        smoothing.check_samples(collect.n, "n")
         stopping_rule(collect)
     except CertbenchError as error:
         # The rule's names for what the configuration calls otherwise.

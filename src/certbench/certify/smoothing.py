@@ -166,7 +166,7 @@ class Smooth:
             CertbenchError: n can never answer at this alpha, or the image is out of range.
         """
         least = minimum_predict_samples(alpha)
-        if arguments.whole(n, "n", minimum=0) < least:
+        if check_samples(n, "n", minimum=0) < least:
             raise CertbenchError(
                 f"n = {n} can never answer at alpha = {alpha}",
                 where="predict",
@@ -353,7 +353,7 @@ def check_budget(n0: int, n: int, alpha: float, bound: str, selection: str) -> N
     """
     arguments.level(alpha)
     _check_options(bound, selection)
-    arguments.whole(n, "n", minimum=0)
+    check_samples(n, "n", minimum=0)
     level = alpha / 2 if bound == "two" or selection == "single_stage" else alpha
     least = minimum_samples(level)
     if n < least:
@@ -362,8 +362,22 @@ def check_budget(n0: int, n: int, alpha: float, bound: str, selection: str) -> N
             where="n",
             remedy=f"use n >= {least}",
         )
-    if arguments.whole(n0, "n0", minimum=0) < 1 and selection == "two_stage":
+    if check_samples(n0, "n0", minimum=0) < 1 and selection == "two_stage":
         raise CertbenchError(f"is {n0}", where="n0", remedy="two_stage selection needs n0 >= 1")
+
+
+def check_samples(n: Any, name: str, minimum: int = 1) -> int:
+    """Refuse more samples than there is noise for: its counter would start again.
+
+    Raises:
+        CertbenchError: Not an integer, or out of range.
+    """
+    count = arguments.whole(n, name, minimum)
+    if count > 2**32:
+        raise CertbenchError(
+            f"is {count:,}", where=name, remedy=f"an image has noise for {2**32:,} samples"
+        )
+    return count
 
 
 def _check_options(bound: str, selection: str) -> None:

@@ -67,7 +67,10 @@ class CollectParams:
         above=0,
     )
     offset_seed: int = param(
-        0, help="seed of the fixed offset of every pixel; that of the training", minimum=0
+        0,
+        help="seed of the fixed offset of every pixel; that of the training",
+        minimum=0,
+        maximum=2**63 - 1,
     )
 
 
