@@ -21,7 +21,7 @@ IDENTITY = {
 }  # fmt: skip
 
 
-def write(path, start, stop, **changed):
+def write(path, start, stop, device="cpu", **changed):
     """A shard of two items that all votes agree on; the selection votes ride with the first."""
     streams = [(1, start, stop)] + [(0, 0, 10)] * (start == 0)
     parts = [
@@ -44,7 +44,14 @@ def write(path, start, stop, **changed):
         else:
             work[outer] = value
     items = {"item_index": [3, 8], "item_id": ["three", "eight"], "label": [0, 0]}
-    footer = {"identity": IDENTITY, "items": items, "work": work, "wall_time_s": 1.0}
+    footer = {
+        "identity": IDENTITY,
+        "items": items,
+        "work": work,
+        "wall_time_s": 1.0,
+        "torch": "2.14",
+        "device": device,
+    }
     rows.write(path, made, "stats", footer)
     return path
 
@@ -72,6 +79,16 @@ def test_shards_of_the_run_become_one_certificate_for_each_item(tmp_path):
     assert made["predict"].tolist() == [0, 1]
     assert made["correct"].tolist() == [True, False]
     assert made["n"].tolist() == made["n_top"].tolist() == [200, 200]
+
+
+def test_certificates_tell_where_and_how_their_votes_were_collected(tmp_path):
+    # The job that decides saw no accelerator and no model: the shards' footers did.
+    first, second = (tmp_path / f"{name}.parquet" for name in "ab")
+    decide([write(first, 0, 120, "NVIDIA A100"), write(second, 120, 200)], tmp_path)
+    collected = rows.provenance(tmp_path / "certificates.parquet")["collected"]
+    assert collected["devices"] == ["NVIDIA A100", "cpu"]
+    assert collected["torch"] == ["2.14"]
+    assert collected["identity"] == IDENTITY
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,10 @@ def certificates(tmp_path):
         "defense": {"name": "randomized_smoothing", "version": 2, "collect": {"n": 1000},
                     "decide": {"alpha": 0.001}},
     }  # fmt: skip
-    footer = {"work": work, "certbench": "0", "commit": "c0ffee", "work_hash": "h"}
+    footer = {"work": work, "certbench": "0", "commit": "c0ffee", "work_hash": "h",
+              # The job that decided ran without the accelerator that collected.
+              "device": "cpu", "collected": {"jobs": 2, "device_time_s": 7.0,
+              "devices": ["NVIDIA A100"], "identity": {"numerics": "fast"}}}  # fmt: skip
     rows.write(path, rows.table("certificates", columns, keys, declared), "certificates", footer)
     return path
 
@@ -85,6 +88,8 @@ def test_the_page_names_images_parameters_commit_and_sources(published, certific
         assert part in text
     assert text.startswith("# Ours\n\n| radius")
     assert "44,000 forward passes" in text
+    assert "7 s on NVIDIA A100 in 2 jobs" in text
+    assert "numerics fast" in text
     assert len((tmp_path / "page.csv").read_text().splitlines()) == 1 + len(made)
 
 

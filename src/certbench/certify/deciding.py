@@ -68,7 +68,12 @@ def run(job: Job) -> None:
             bar.update(1)
     made = pa.concat_tables(tables).unify_dictionaries()
     shape = next(iter(by_variant.values()))[0][1]["identity"].get("shape")
-    collected = {"jobs": jobs, "device_time_s": seconds, "wall_time_s": _wall(by_variant)}
+    collected = {
+        "jobs": jobs,
+        "device_time_s": seconds,
+        "wall_time_s": _wall(by_variant),
+        **_made_with([footer for found in by_variant.values() for _, footer in found]),
+    }
     footer = job.provenance(collected=collected, shape=shape)
     rows.write(job.output("rows"), made, "certificates", footer)
 
@@ -96,6 +101,23 @@ def _check_run(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -
 
 def _wall(by_variant: dict[str, list[tuple[Path, dict]]]) -> float:
     return sum(footer["wall_time_s"] for found in by_variant.values() for _, footer in found)
+
+
+def _made_with(footers: list[dict]) -> dict[str, Any]:
+    """Where the shards were collected, and the identity that they share.
+
+    A certificate holds for the function as it was evaluated, which this job did not see.
+    """
+    first = footers[0]["identity"]
+    return {
+        "devices": sorted({str(footer.get("device", "cpu")) for footer in footers}),
+        "torch": sorted({str(footer["torch"]) for footer in footers if "torch" in footer}),
+        "identity": {
+            key: value
+            for key, value in first.items()
+            if all(footer["identity"].get(key) == value for footer in footers)
+        },
+    }
 
 
 def _items(footers: list[dict], planned: int, where: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from certbench.figures.data import FigureData
 
-version = 1
+version = 2
 
 needs = ("certificates",)
 
@@ -256,6 +256,7 @@ def _page(made, frame, footer, theirs, confidence: float) -> str:
             f"{row['p_value']:.2g} |"
         )
     collected = footer.get("collected", {})
+    identity = collected.get("identity", {})
     facts = {
         "images": f"{len(frame)} of {work['dataset']['id']}, split {work['dataset']['split']}, "
         f"dataset plug-in `{work['dataset']['plugin']}`"
@@ -266,8 +267,9 @@ def _page(made, frame, footer, theirs, confidence: float) -> str:
         "abstentions": f"{int(frame['abstain'].sum())} of {len(frame)}",
         "average certified radius": f"{frame['radius'].where(frame['correct'], 0.0).mean():.4f}",
         "collection": f"{collected.get('device_time_s', 0):.0f} s on "
-        f"{footer.get('device', 'cpu')} in {collected.get('jobs', 0)} jobs, "
-        f"{int(frame['n_forward'].sum()):,} forward passes",
+        f"{', '.join(collected.get('devices', ['an unknown device']))} in "
+        f"{collected.get('jobs', 0)} jobs, {int(frame['n_forward'].sum()):,} forward passes"
+        + (f", numerics {numerics}" if (numerics := identity.get("numerics")) else ""),
         "certbench": f"{footer['certbench']}, commit {footer.get('commit')}, work "
         f"{footer['work_hash']}",
     }
