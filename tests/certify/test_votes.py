@@ -410,3 +410,9 @@ def test_fast_numerics_run_the_rest_of_a_batch_without_padding_and_resume_after_
     assert np.abs(fast - exact).sum() <= 2  # one vote in 270 may differ
     np.testing.assert_array_equal(counted("fast", kept), fast)
     assert not seen
+
+
+def test_rows_do_not_call_tf32_float32():
+    assert votes.arithmetic(torch.device("cuda:1"), "fast") == "float32 (TF32 allowed)"
+    assert votes.arithmetic("cuda", "exact") == "float32"
+    assert votes.arithmetic(torch.device("cpu"), "fast") == "float32"

@@ -153,6 +153,12 @@ def stacked(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     }
 
 
+def arithmetic(device: Any, numerics: str) -> str:
+    """Arithmetic of the forward passes: TF32 has 10 bits of mantissa where float32 has 23."""
+    cuda = str(getattr(device, "type", device)).startswith("cuda")
+    return "float32 (TF32 allowed)" if cuda and numerics != "exact" else "float32"
+
+
 def identity(work: CollectWork, noise: sampling.Noise, sigma: float, layout: str) -> dict[str, Any]:
     """What shards must agree on before their counts may be added."""
     return {
@@ -164,7 +170,7 @@ def identity(work: CollectWork, noise: sampling.Noise, sigma: float, layout: str
         "backend": noise.resolved_backend(work.device),
         "seed64": str(work.seed64),
         "numerics": work.numerics,
-        "dtype": "float32",
+        "dtype": arithmetic(work.device, work.numerics),
         "layout": layout,
         "device": str(getattr(work.device, "type", work.device)),
         "num_classes": work.num_classes,
