@@ -183,6 +183,7 @@ def test_attacks_do_not_depend_on_alpha_bound_or_budget():
         ({}, {"bound": "two", "selection": "single_stage"}, "selection: two_stage with bound: two"),
         ({}, {"bound": "two", "interval": "cp_randomised"}, "interval: cp with bound: two"),
         ({}, {"predict_n": 10}, "predict_n >= 11"),
+        ({"sigma": 64.0}, {}, "for noise of 64.0 levels of 255 give 0.251"),
     ],
 )
 def test_budgets_that_can_never_answer_are_refused_when_planning(collect, decide, match):

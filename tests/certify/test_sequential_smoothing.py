@@ -286,6 +286,7 @@ def test_schedules():
         ({"radii": [0.5], "n": 9}, r"\bn: 9 samples can never certify.*\n.*at least 10 samples"),
         ({"radii": [0.5], "looks": [5, 9], "n": 9}, "looks: 9 samples can never certify"),
         ({"radii": [5.0]}, "radii: are all beyond"),
+        ({"radii": [0.5], "sigma": 25.0}, "sigma: is 25.0.*\n.*give 0.098"),
         ({"radii": [0.5], "n": 2**32 + 1}, r"\bn: .*\n.*4,294,967,296 samples"),
         ({"radii": [0.5], "looks": [100, 50]}, "ascending"),
         ({"radii": [0.5], "looks": [100, 200]}, "let the last look be n"),

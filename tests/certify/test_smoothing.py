@@ -440,6 +440,7 @@ def test_votes_that_do_not_fit_each_other_are_refused():
         (lambda f: Smooth(f, None, 3), "sigma: is None"),
         (lambda f: Smooth(f, "0.25", 3), "sigma: is '0.25', not a number"),
         (lambda f: Smooth(f, [0.25, 0.5], 3), "one noise level above 0 for all images"),
+        (lambda f: Smooth(f, 64, 3), "for noise of 64 levels of 255 give 0.251"),
         (lambda f: Smooth(f, 0.5, 0), "num_classes: must be one integer >= 1"),
         (lambda f: Smooth(f, 0.5, 3.5), "num_classes"),
         (lambda f: Smooth(f, 0.5, 3, batch_size=0, numerics="fast"), "batch_size"),

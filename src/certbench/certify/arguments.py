@@ -92,6 +92,13 @@ def noise_level(value: Any) -> float:
             where="sigma",
             remedy="give one noise level above 0 for all images, in [0, 1] pixels",
         )
+    if array > 10:
+        # Nothing is left of an image under ten times its range: a level of 0 to 255 was meant.
+        raise CertbenchError(
+            f"is {value}, but pixel values lie in [0, 1]",
+            where="sigma",
+            remedy=f"for noise of {value} levels of 255 give {float(array) / 255:.4g}",
+        )
     return float(array)
 
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from certbench.certify import arguments, smoothed_predictor, smoothing, votes
 from certbench.certify import noise as noises
-from certbench.certify import smoothed_predictor, smoothing, votes
 from certbench.certify.smoothed_predictor import PredictorParams
 from certbench.errors import CertbenchError
 from certbench.params import param
@@ -88,6 +88,7 @@ def validate(collect: CollectParams, decide: DecideParams, where: str) -> None:
         CertbenchError: Says the smallest sufficient number.
     """
     try:
+        arguments.noise_level(collect.sigma)
         smoothing.check_budget(collect.n0, collect.n, decide.alpha, decide.bound, decide.selection)
     except CertbenchError as error:
         raise CertbenchError(

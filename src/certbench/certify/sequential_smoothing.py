@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from certbench.certify import arguments, smoothed_predictor, smoothing, votes
 from certbench.certify import noise as noises
-from certbench.certify import smoothed_predictor, smoothing, votes
 from certbench.certify.smoothed_predictor import PredictorParams
 from certbench.errors import CertbenchError
 from certbench.params import param
@@ -166,6 +166,7 @@ def validate(collect: CollectParams, decide: DecideParams, where: str) -> None:
         CertbenchError: Says what is wrong and the remedy.
     """
     try:
+        arguments.noise_level(collect.sigma)
         smoothing.check_samples(collect.n, "n")
         stopping_rule(collect)
     except CertbenchError as error:
