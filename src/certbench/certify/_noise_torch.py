@@ -1,16 +1,16 @@
-"""The torch backends of ``philox-v1``: eager, compiled, and the hand-over to Triton.
+"""The torch backend of ``philox-v1``, and the hand-over to the compiled ones.
+
+All backends do the same float32 operations in the same order, each rounded as IEEE 754 says, and
+so give the same bits: no logarithm or cosine of a library is called, which round as they like.
 
 Imported by :mod:`certbench.certify.noise` when tensors are made; it imports torch.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
-import shutil
 import sys
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -27,13 +27,9 @@ Tensor = torch.Tensor
 _MASK = 0xFFFFFFFF
 # The multipliers less 2^32: products of a 32-bit word with these fit a signed 64-bit integer.
 _MULTIPLIERS = (0xD2511F53 - 2**32, 0xCD9E8D57 - 2**32)
-# Rows are cut into tiles of 64 blocks (256 elements). Whole tiles fill the widest CPU vectors, so
-# that no vectorised loop has a scalar tail, whose logarithm would round differently.
+# Rows are cut into tiles of 64 blocks (256 elements); the temporaries of a step stay in the cache.
 _TILE = 64
-# Tiles per step: temporaries that stay in the cache, bounded memory, and for the compiled version
-# the one shape it is compiled for.
-_EAGER_TILES = 256
-_COMPILED_TILES = 256
+_STEP = 256
 
 
 def _philox(counter: list[Any], keys: Any) -> list[Tensor]:
@@ -49,40 +45,6 @@ def _philox(counter: list[Any], keys: Any) -> list[Tensor]:
             p0 & _MASK,
         )
     return [c0, c1, c2, c3]
-
-
-def _log_uniform(word: Tensor) -> Tensor:
-    """The float32 ln((w + 1/2) / 2^32), accurate near u = 1, where float32 would round u to 1."""
-    upper = word >= 2**31
-    nearest = torch.where(upper, _MASK - word, word).float()
-    part = (nearest + 0.5) * 2.0**-32
-    return torch.where(upper, torch.log1p(-part), torch.log(part))
-
-
-def _angle(word: Tensor) -> Tensor:
-    """2 pi u as an angle in [-pi, pi), where float32 resolves it best."""
-    signed = word - ((word >> 31) << 32)
-    return (signed.float() + 0.5) * (2.0 * math.pi * 2.0**-32)
-
-
-def _normals(words: list[Tensor], scale: Any) -> list[Tensor]:
-    made = []
-    for first, second in ((words[0], words[1]), (words[2], words[3])):
-        radius = torch.sqrt(-2.0 * _log_uniform(first))
-        angle = _angle(second)
-        made += [radius * torch.cos(angle) * scale, radius * torch.sin(angle) * scale]
-    return made
-
-
-def _uniforms(words: list[Tensor], scale: Any) -> list[Tensor]:
-    # Below 2^24 every step is exact in float32 but the product with the scale.
-    return [((word >> 8) - 2**23).float().add(0.5).mul(2.0**-23) * scale for word in words]
-
-
-_TRANSFORMS: dict[str, Callable[[list[Tensor], Any], list[Tensor]]] = {
-    "normal": _normals,
-    "uniform": _uniforms,
-}
 
 
 def fill(
@@ -112,19 +74,20 @@ def fill(
 
         _noise_triton.fill(kind, keys[0], stream, images, samples, scale, out)
     elif backend == "compiled":
-        with torch.inference_mode():
-            _fill_compiled(kind, keys, stream, images, samples, scale, out)
+        from certbench.certify import _noise_native
+
+        _noise_native.fill(kind, keys, stream, images, samples, scale, out)
     else:
         with torch.inference_mode():
             _fill_eager(kind, keys, stream, images, samples, scale, out)
 
 
-def _fill_tiles(generate, step: int, images: Tensor, samples: Tensor, out: Tensor) -> None:
-    """Cut the rows into tiles and generate ``step`` of them at a time.
-
-    ``generate(images, samples, first blocks, place)`` takes int64 [tiles] and writes the values
-    into ``place``, float32 [tiles, _TILE, 4].
-    """
+def _fill_eager(kind, keys, stream, images, samples, scale, out) -> None:
+    """Cut the rows into tiles and generate some of them at a time."""
+    lane = torch.arange(_TILE, device=out.device)
+    write = _write_normals if kind == "normal" else _write_uniforms
+    # Numpy multiplies 32-bit words into 64-bit ones, and its result holds both halves.
+    halves = out.device.type == "cpu" and sys.byteorder == "little"
     rows, elements = out.shape
     per_row = -(-elements // (4 * _TILE))
     tile_images = images.repeat_interleave(per_row)
@@ -133,28 +96,17 @@ def _fill_tiles(generate, step: int, images: Tensor, samples: Tensor, out: Tenso
     whole = elements == per_row * 4 * _TILE
     target = out if whole else out.new_empty(rows, per_row * 4 * _TILE)
     flat = target.view(-1, _TILE, 4)
-    for start in range(0, flat.shape[0], step):
-        part = slice(start, start + step)
-        generate(tile_images[part], tile_samples[part], tile_blocks[part], flat[part])
-    if not whole:
-        out.copy_(target[:, :elements])
-
-
-def _fill_eager(kind, keys, stream, images, samples, scale, out) -> None:
-    lane = torch.arange(_TILE, device=out.device)
-    write = _write_normals if kind == "normal" else _write_uniforms
-    # Numpy multiplies 32-bit words into 64-bit ones, and its result holds both halves.
-    halves = out.device.type == "cpu" and sys.byteorder == "little"
-
-    def generate(image: Tensor, sample: Tensor, block: Tensor, place: Tensor) -> None:
-        counter = [block[:, None] + lane, sample[:, None], image[:, None]]
+    for start in range(0, flat.shape[0], _STEP):
+        part = slice(start, start + _STEP)
+        block, sample, image = (t[part, None] for t in (tile_blocks, tile_samples, tile_images))
+        counter = [block + lane, sample, image]
         if halves:
             words = _philox_halves([c.numpy().astype(np.uint32) for c in counter], stream, keys)
         else:
             words = [word.to(torch.int32) for word in _philox([*counter, stream], keys)]
-        write(words, scale, place)
-
-    _fill_tiles(generate, _EAGER_TILES, images, samples, out)
+        write(words, scale, flat[part])
+    if not whole:
+        out.copy_(target[:, :elements])
 
 
 def _philox_halves(counter: list[np.ndarray], stream: int, keys: Any) -> list[Tensor]:
@@ -199,57 +151,86 @@ def _product(
     return words[..., 0::2], words[..., 1::2]
 
 
+# Near-minimax polynomials, lowest degree last: (ln(1 + f) - f + f^2/2) / f^3 between the roots of
+# 1/2 and 2; (sin x / x - 1) / x^2 and (cos x - 1 + x^2/2) / x^4 in x^2, up to pi/4.
+_LOG = (
+    0.06746640801429749, -0.11675652116537094, 0.11888162046670914, -0.1240558922290802,
+    0.14219552278518677, -0.1666799634695053, 0.2000211924314499, -0.25000008940696716,
+    0.3333331346511841,
+)  # fmt: skip
+_SIN = (-0.00019588008581195027, 0.008332748897373676, -0.166666641831398)
+_COS = (2.454804052831605e-05, -0.001388830365613103, 0.0416666641831398)
+# ln 2 in two parts: a product of the first with an exponent is exact.
+_LN2 = (0.693359375, -2.12194440e-4)
+
+
+def _polynomial(coefficients: tuple[float, ...], at: Tensor) -> Tensor:
+    value = at * coefficients[0]
+    for coefficient in coefficients[1:-1]:
+        value.add_(coefficient).mul_(at)
+    return value.add_(coefficients[-1])
+
+
+def _log_uniform(word: Tensor) -> Tensor:
+    """The float32 ln((w + 1/2) / 2^32) of int32 words, accurate near 1 too.
+
+    Beyond one half it is the logarithm of 1 - p, and what float32 rounds off there is carried.
+    """
+    upper = word >> 31
+    part = (word ^ upper).float().add_(0.5).mul_(2.0**-32)
+    above = 1.0 - part
+    left = (1.0 - above).sub_(part)
+    # Choose by bits, which costs less than torch.where.
+    bits = part.view(torch.int32)
+    bits ^= (bits ^ above.view(torch.int32)).bitwise_and_(upper)
+    carried = left.view(torch.int32).bitwise_and_(upper).view(torch.float32)
+    # u = 2^k (1 + f) with 1 + f between the roots of 1/2 and 2.
+    exponent = (bits - 0x3F3504F3) >> 23
+    f = (bits - (exponent << 23)).view(torch.float32).sub_(1.0)
+    k = exponent.float()
+    square = f * f
+    rest = _polynomial(_LOG, f).mul_(f).mul_(square).add_(square.mul_(-0.5))
+    rest.add_(k * _LN2[1]).add_(carried)
+    return rest.add_(f).add_(k.mul_(_LN2[0]))
+
+
+def _waves(word: Tensor) -> tuple[Tensor, Tensor]:
+    """The float32 cosine and sine of 2 pi (w + 1/2) / 2^32, from int32 words."""
+    # Quarter turns, rounded, and what is left in [-pi/4, pi/4); integers wrap as they should.
+    quarter = (word + 2**29) >> 30
+    x = (word - (quarter << 30)).float().add_(0.5).mul_(2.0 * math.pi * 2.0**-32)
+    z = x * x
+    sine = _polynomial(_SIN, z).mul_(z).mul_(x).add_(x).view(torch.int32)
+    cosine = _polynomial(_COS, z).mul_(z).mul_(z).add_(z.mul_(-0.5).add_(1.0)).view(torch.int32)
+    swap = (sine ^ cosine).bitwise_and_(-(quarter & 1))
+    first = (quarter + 1).bitwise_and_(2).bitwise_left_shift_(30)
+    cosine.bitwise_xor_(swap).bitwise_xor_(first)
+    sine.bitwise_xor_(swap).bitwise_xor_(quarter.bitwise_and_(2).bitwise_left_shift_(30))
+    return cosine.view(torch.float32), sine.view(torch.float32)
+
+
+def _square_root(value: Tensor) -> Tensor:
+    """The square root in place, correctly rounded, which torch does not promise on a CPU."""
+    if value.device.type != "cpu":
+        return value.sqrt_()
+    numbers = value.numpy()
+    np.sqrt(numbers, out=numbers)
+    return value
+
+
 def _write_normals(words: list[Tensor], scale: float, place: Tensor) -> None:
-    """The values of :func:`_normals`, to the bit, from int32 words and with few temporaries."""
+    """Two pairs of normals times ``scale``, from int32 words, into ``place`` [..., 4]."""
     for pair, (first, second) in enumerate((words[:2], words[2:])):
-        # All ones where u >= 1/2; there the word's complement is the distance from 1.
-        upper = first >> 31
-        part = (first ^ upper).float().add_(0.5).mul_(2.0**-32)
-        low, high = torch.log(part), part.neg_().log1p_()
-        # Choose by bits, which costs less than torch.where.
-        chosen = low.view(torch.int32)
-        chosen ^= (chosen ^ high.view(torch.int32)).bitwise_and_(upper)
-        radius = low.mul_(-2.0).sqrt_()
-        angle = second.float().add_(0.5).mul_(2.0 * math.pi * 2.0**-32)
-        for turn, wave in enumerate((torch.cos(angle), angle.sin_())):
+        radius = _square_root(_log_uniform(first).mul_(-2.0))
+        for turn, wave in enumerate(_waves(second)):
             torch.mul(wave.mul_(radius), scale, out=place[..., 2 * pair + turn])
 
 
 def _write_uniforms(words: list[Tensor], scale: float, place: Tensor) -> None:
-    """The values of :func:`_uniforms`, to the bit, from int32 words."""
+    """Uniforms times ``scale`` from int32 words; each step but the last is exact in float32."""
     for i, word in enumerate(words):
         value = (word >> 8).bitwise_and_(0xFFFFFF).sub_(2**23).float().add_(0.5).mul_(2.0**-23)
         torch.mul(value, scale, out=place[..., i])
-
-
-def _fill_compiled(kind, keys, stream, images, samples, scale, out) -> None:
-    device = out.device
-    # Numbers travel in tensors: a number in the graph would be compiled in.
-    lane = torch.arange(_TILE, device=device)
-    words = torch.tensor([*itertools.chain(*keys), stream], dtype=torch.int64, device=device)
-    factor = torch.tensor([scale], dtype=torch.float32, device=device)
-    compiled = _compiled(kind)
-
-    def generate(image: Tensor, sample: Tensor, block: Tensor, place: Tensor) -> None:
-        # Always the one compiled shape, in fresh tensors: a view or another size compiles anew.
-        full = [image.new_zeros(_COMPILED_TILES) for _ in range(3)]
-        for padded, tile in zip(full, (image, sample, block), strict=True):
-            padded[: len(tile)] = tile
-        place.copy_(compiled(*full, lane, words, factor)[: len(place)])
-
-    _fill_tiles(generate, _COMPILED_TILES, images, samples, out)
-
-
-@cache
-def _compiled(kind: str) -> Callable[..., Tensor]:
-    transform = _TRANSFORMS[kind]
-
-    def make(image, sample, block, lane, words, factor):
-        keys = [(words[2 * i], words[2 * i + 1]) for i in range(10)]
-        counter = [block[:, None] + lane, sample[:, None], image[:, None], words[20]]
-        return torch.stack(transform(_philox(counter, keys), factor[0]), dim=-1)
-
-    return torch.compile(make, dynamic=False, fullgraph=True)
 
 
 @cache
@@ -276,9 +257,9 @@ def _works(backend: str, device_type: str) -> bool:
         [philox_normal(seed, ESTIMATION, i, s, 300) for i, s in zip(images, samples, strict=True)]
     )
     worst = float(np.abs(out.cpu().numpy() - reference).max())
-    if worst > 5e-4:
+    if worst > 5e-6:
         log.warning("noise backend %s is off by %.2g on %s", backend, worst, device_type)
-    return worst <= 5e-4
+    return worst <= 5e-6
 
 
 def resolve(device: Any, requested: str) -> str:
@@ -288,8 +269,11 @@ def resolve(device: Any, requested: str) -> str:
         return "eager"
     if requested == "auto":
         wanted = {"cuda": "triton", "cpu": "compiled"}.get(kind, "eager")
-        if wanted == "compiled" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
-            return "eager"
+        if wanted == "compiled":
+            from certbench.certify import _noise_native
+
+            if _noise_native.compiler() is None:
+                return "eager"
         return wanted if _works(wanted, kind) else "eager"
     if not _works(requested, kind):
         raise CertbenchError(

@@ -1,9 +1,8 @@
 """The Triton backend of ``philox-v1``: one kernel from counter to noise, or to a network's input.
 
 Triton's own ``randint4x`` runs the same rounds but with another counter layout, so the rounds are
-written out here. Logarithms near u = 1 take a series in the integer complement of the word, which
-keeps their relative accuracy where float32 would round u to 1. No kernel contracts products and
-sums, so that adding the noise inside the kernel gives the values of adding it outside.
+written out here. No kernel contracts products and sums: the values are those of the torch version
+to the bit, and adding the noise inside the kernel gives the values of adding it outside.
 
 Imported by :mod:`certbench.certify._noise_torch` when the backend is used. With the environment
 variable ``TRITON_INTERPRET=1`` set before the import, the kernel runs on CPU tensors (slowly).
@@ -22,32 +21,49 @@ BLOCK = 256
 
 @triton.jit
 def _log_uniform(word):
-    """Natural logarithm of (word + 1/2) / 2^32 by an artanh series after range reduction."""
-    upper = word >= 0xC0000000
-    # u = 1 - x with x < 1/4: ln u = 2 artanh(-x / (2 - x)), no cancellation anywhere.
-    x = ((0xFFFFFFFF - word).to(tl.float32) + 0.5) * 2.3283064365386963e-10
-    # Otherwise v = w + 1/2 = 2^e m with m in [sqrt(1/2), sqrt(2)).
-    v = word.to(tl.float32) + 0.5
-    bits = v.to(tl.int32, bitcast=True)
+    """Natural logarithm of (word + 1/2) / 2^32, as in the torch version."""
+    upper = word >= 0x80000000
+    part = (tl.where(upper, word ^ 0xFFFFFFFF, word).to(tl.int32).to(tl.float32) + 0.5) * (
+        2.3283064365386963e-10
+    )
+    above = 1.0 - part
+    left = (1.0 - above) - part
+    bits = tl.where(upper, above, part).to(tl.int32, bitcast=True)
     exponent = (bits - 0x3F3504F3) >> 23
-    m = (bits - (exponent << 23)).to(tl.float32, bitcast=True)
-    s = tl.where(upper, -x, m - 1.0) / tl.where(upper, 2.0 - x, m + 1.0)
-    q = s * s
-    series = 0.09090909090909091 * q + 0.1111111111111111
-    series = series * q + 0.14285714285714285
-    series = series * q + 0.2
-    series = series * q + 0.3333333333333333
-    # s + s q (...) keeps the leading term exact.
-    value = 2.0 * (s + s * q * series)
-    scale = tl.where(upper, 0.0, (exponent - 32).to(tl.float32))
-    # ln 2 in two parts, so that the product with the exponent is exact.
-    return scale * 0.693359375 + (value + scale * -2.12194440e-4)
+    f = (bits - (exponent << 23)).to(tl.float32, bitcast=True) - 1.0
+    k = exponent.to(tl.float32)
+    series = f * 0.06746640801429749 + -0.11675652116537094
+    series = series * f + 0.11888162046670914
+    series = series * f + -0.1240558922290802
+    series = series * f + 0.14219552278518677
+    series = series * f + -0.1666799634695053
+    series = series * f + 0.2000211924314499
+    series = series * f + -0.25000008940696716
+    series = series * f + 0.3333331346511841
+    square = f * f
+    rest = series * f * square + square * -0.5
+    rest = rest + k * -2.12194440e-4
+    rest = rest + tl.where(upper, left, 0.0)
+    return k * 0.693359375 + (f + rest)
 
 
 @triton.jit
-def _angle(word):
-    """The angle 2 pi u in [-pi, pi): the word read as a signed integer."""
-    return (word.to(tl.int32, bitcast=True).to(tl.float32) + 0.5) * 1.4629180792671596e-09
+def _waves(word):
+    """Cosine and sine of 2 pi (word + 1/2) / 2^32, as in the torch version."""
+    signed = word.to(tl.int32, bitcast=True)
+    quarter = tl.add(signed, 0x20000000, sanitize_overflow=False) >> 30
+    rest = tl.sub(signed, quarter << 30, sanitize_overflow=False)
+    x = (rest.to(tl.float32) + 0.5) * 1.4629180792671596e-09
+    z = x * x
+    sine = z * -0.00019588008581195027 + 0.008332748897373676
+    sine = (sine * z + -0.166666641831398) * z * x + x
+    cosine = z * 2.454804052831605e-05 + -0.001388830365613103
+    cosine = (cosine * z + 0.0416666641831398) * z * z + (z * -0.5 + 1.0)
+    odd = (quarter & 1) == 1
+    first, second = tl.where(odd, sine, cosine), tl.where(odd, cosine, sine)
+    first = tl.where(((quarter + 1) & 2) == 2, -first, first)
+    second = tl.where((quarter & 2) == 2, -second, second)
+    return first, second
 
 
 @triton.jit
@@ -90,9 +106,10 @@ def _values(
     if NORMAL:
         radius0 = tl.sqrt_rn(-2.0 * _log_uniform(c0))
         radius1 = tl.sqrt_rn(-2.0 * _log_uniform(c2))
-        angle0, angle1 = _angle(c1), _angle(c3)
-        z0, z1 = radius0 * tl.cos(angle0), radius0 * tl.sin(angle0)
-        z2, z3 = radius1 * tl.cos(angle1), radius1 * tl.sin(angle1)
+        cosine0, sine0 = _waves(c1)
+        cosine1, sine1 = _waves(c3)
+        z0, z1 = radius0 * cosine0, radius0 * sine0
+        z2, z3 = radius1 * cosine1, radius1 * sine1
     else:
         z0, z1, z2, z3 = _uniform(c0), _uniform(c1), _uniform(c2), _uniform(c3)
 

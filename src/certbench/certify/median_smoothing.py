@@ -160,7 +160,7 @@ class MedianSmooth:
         sampling.require_eval(self.model)  # it may have been trained on since
         smoothing.check_samples(n, "n")
         item = arguments.whole(item_index, "item_index", minimum=0)
-        size = sampling.batch_shape(self.numerics, self.batch_size, n)
+        size = sampling.batch_shape(self.numerics, self.batch_size, n, image.numel(), self.device)
         perturb = sampling.additive(self.noise, self.sigma, stream, image, self.device, size)
         parts = []
         with torch.inference_mode():

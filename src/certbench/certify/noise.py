@@ -13,8 +13,8 @@ transform makes of them the four normals
     z0, z1 = sqrt(-2 ln u0) (cos, sin)(2 pi u1)        z2, z3 = sqrt(-2 ln u2) (cos, sin)(2 pi u3)
 
 The numpy functions are the float64 reference; :func:`noise_batch` computes float32 in torch by one
-of three backends. All backends compute the same words; their logarithms and cosines may differ in
-the last bits, so the backend's name (:func:`resolve_backend`) is part of a shard's identity.
+of three backends. All backends do the same correctly rounded operations and give the same bits, on
+every machine; the backend's name (:func:`resolve_backend`) is kept with a shard all the same.
 
 This module imports torch only inside the functions that make tensors.
 """
@@ -211,9 +211,9 @@ def _words32(value: Any, name: str) -> np.ndarray:
 def resolve_backend(device: Any, requested: str = "auto") -> str:
     """The backend that makes the noise on this machine: ``eager``, ``compiled`` or ``triton``.
 
-    ``auto`` means Triton on CUDA, the compiled version on a CPU with a C++ compiler, and eager
-    elsewhere. A backend that ``auto`` would take is tried once per process against the reference;
-    if that fails, eager is used. The first call on a machine compiles for some seconds.
+    ``auto`` means Triton on CUDA, the C++ kernel on a CPU with a C++ compiler, and eager elsewhere.
+    A backend that ``auto`` would take is tried once per process against the reference; if that
+    fails, eager is used. The first call on a machine compiles for a second or two.
 
     Args:
         device: A torch device or its name.
@@ -247,9 +247,8 @@ def noise_batch(
 ) -> torch.Tensor:
     """Gaussian noise of standard deviation sigma; each row is its own (image, sample) pair.
 
-    Computed in float32, within 5e-6 sigma of :func:`philox_normal` for at least 99.9 % of the
-    elements and never off by more than 5e-4 sigma. A row's bits depend on its pair and the backend
-    alone.
+    Computed in float32, within 5e-6 sigma of :func:`philox_normal`. A row's bits depend on its
+    pair alone.
 
     Args:
         seed: The noise seed, in [0, 2^64).
@@ -326,8 +325,10 @@ def add_noise(
     out: torch.Tensor,
     shift: torch.Tensor | None = None,
     factor: torch.Tensor | None = None,
+    *,
+    backend: str,
 ) -> None:
-    """Noisy, normalised network inputs in one pass over memory; needs the backend ``triton``.
+    """Noisy, normalised network inputs in one pass over memory, by ``compiled`` or ``triton``.
 
     Gives the values of :func:`noise_batch` (or :func:`uniform_batch`), the picture added in
     float32, then ``shift`` subtracted, ``factor`` multiplied and the result cast.
@@ -341,19 +342,25 @@ def add_noise(
         scale: Standard deviation or half-width, in the units of the pictures.
         pictures: float32 [M, C, H, W], contiguous.
         slots: int64 [B], the picture of each row.
-        out: [B, C, H, W] of a floating type, contiguous or channels-last; written in place.
+        out: [B, C, H, W], contiguous or channels-last, written in place; float32, or with
+            ``triton`` any floating type.
         shift: float32 with C elements, or None for 0.
         factor: float32 with C elements, or None for 1.
+        backend: ``compiled`` or ``triton``, as :func:`resolve_backend` says.
 
     Raises:
         CertbenchError: The seed or the stream is out of range.
     """
-    from certbench.certify import _noise_triton
+    keys, word = round_keys(seed), int(_words32(stream, "stream"))
+    inputs = (word, image_ids, samples, scale, pictures, slots, out, shift, factor)
+    if backend == "triton":
+        from certbench.certify import _noise_triton
 
-    key, word = round_keys(seed)[0], int(_words32(stream, "stream"))
-    _noise_triton.add(
-        kind, key, word, image_ids, samples, scale, pictures, slots, out, shift, factor
-    )
+        _noise_triton.add(kind, keys[0], *inputs)
+    else:
+        from certbench.certify import _noise_native
+
+        _noise_native.add(kind, keys, *inputs)
 
 
 def _batch(
