@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from certbench.figures import wording
 from certbench.report import crosstable, details
@@ -34,7 +35,7 @@ GLOSSARY = {
     "cap share": "Share of certificates with unanimous votes: more samples would give a larger "
     "radius.",
     "pA": "Lower confidence bound of the probability that the model, under noise, gives the top "
-    "class; certificates need more than one half.",
+    "class; certificates need more than one half, unless the runner-up is bounded on its own.",
     "robust accuracy": "Share of images, clean errors included, that stay right under an attack; "
     "abstaining counts as failing. Only an upper bound: a better attack may leave less.",
     "not fooled": "The same, with abstaining counted as safe.",
@@ -77,6 +78,10 @@ def build(sources: Sources, numbers: Numbers) -> list[str]:
                 f"{wording.points(2 * 2**0.5 * error, 0)} between unpaired shares mean nothing."
             )
     made += _capped(sources, numbers)
+    pairs = [pair for place in numbers.places for pair in numbers.pairs[place]]
+    used = crosstable.ordered(list(dict.fromkeys(pairs)), sources.config)
+    made += unlike_noise(sources.config, used)
+    made += told_the_labels(sources.config, used)
     if sources.reported["metric"].eq("acr").any():
         made.append(
             "The average certified radius grows with the number of samples and is dominated by "
@@ -110,6 +115,53 @@ def build(sources: Sources, numbers: Numbers) -> list[str]:
             "A certificate holds for the function as evaluated."
         )
     return made
+
+
+def unlike_noise(config: Mapping[str, Any], pairs: list[tuple[str, str]]) -> list[str]:
+    """Smoothed models that learned another noise than the one they are smoothed with.
+
+    Args:
+        config: The configuration.
+        pairs: Models with their defences.
+    """
+    made = []
+    for model, defense in pairs:
+        smoothed = config["defenses"].get(defense, {})
+        learned = _learned_noise(config["models"].get(model, {}))
+        if smoothed.get("type") not in ("randomized_smoothing", "sequential_smoothing"):
+            continue
+        sigma = float(smoothed["sigma"])
+        if learned is None or learned == sigma:
+            continue
+        how = f"noise of σ = {learned:g}" if learned else "no noise"
+        made.append(
+            f"{wording.series(model, defense)}: the model learned with {how} and is smoothed with "
+            f"σ = {sigma:g}. Certificates get rare and small where the two differ."
+        )
+    return made
+
+
+def _learned_noise(model: Mapping[str, Any]) -> float | None:
+    """Noise level of a model's training; None where the configuration does not tell."""
+    recipe = model.get("recipe") or {}
+    builder = model.get("builder") or {}
+    if builder.get("type") == "denoised":
+        return float(builder["sigma"])
+    if "sigma" in recipe:
+        return float(recipe["sigma"])
+    return 0.0 if recipe.get("type") == "standard" else None
+
+
+def told_the_labels(config: Mapping[str, Any], pairs: list[tuple[str, str]]) -> list[str]:
+    """Defences whose certificates test the label, which a classifier in use does not know."""
+    used = dict.fromkeys(defense for _, defense in pairs)
+    told = [name for name in used if config["defenses"].get(name, {}).get("selection") == "label"]
+    if not told:
+        return []
+    return [
+        f"{wording.listed(told)}: the certificates were told the labels (selection: label). They "
+        "are for evaluation; a classifier in use cannot give them."
+    ]
 
 
 def _capped(sources: Sources, numbers: Numbers) -> list[str]:
