@@ -131,7 +131,7 @@ def test_a_signal_between_a_batch_and_its_bookkeeping_loses_and_doubles_nothing(
             plugin.collect(certifying.work(PARAMS, (0, N), progress=progress))
     with Progress(path, "w") as progress:
         state = progress.load()
-        assert state["stream1.done"] == 3 * sampling.EXACT_BATCH
+        assert state["stream1.done"] == 3 * sampling.exact_batch("cpu")
         work = certifying.work(PARAMS, (0, N), progress=progress)
         shard = certifying.shard(plugin, work)
     assert same(plugin.merge([shard], COLLECT, work.item_index), whole)
@@ -403,7 +403,7 @@ def test_fast_numerics_run_the_rest_of_a_batch_without_padding_and_resume_after_
             self.state = dict(state)
 
     exact = counted("exact")
-    assert seen == [sampling.EXACT_BATCH] * 3
+    assert seen == [sampling.exact_batch("cpu")] * 5
     kept = Kept()
     fast = counted("fast", kept)
     assert seen == [64, 64, 64, 64, 14]

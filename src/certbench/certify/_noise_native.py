@@ -148,7 +148,7 @@ def _words(keys: list[tuple[int, int]]) -> Any:
 
 
 def _in_threads(run: Callable[[int, int], None], rows: int, elements: int) -> None:
-    """Run pieces of the rows on as many threads as torch uses; ctypes lets go of the interpreter."""
+    """Run pieces of the rows on as many threads as torch uses (ctypes releases the GIL)."""
     threads = min(torch.get_num_threads(), rows, max(rows * elements // _PER_THREAD, 1))
     if threads == 1:
         run(0, rows)
@@ -172,7 +172,7 @@ def _library() -> ctypes.CDLL:
     """The kernel, built where it is not there yet."""
     library = ctypes.CDLL(str(_built()))
     word, whole, address, real = ctypes.c_uint32, ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
-    head = [ctypes.c_int, ctypes.POINTER(word), word, address, address, real]
+    head: list[Any] = [ctypes.c_int, ctypes.POINTER(word), word, address, address, real]
     library.certbench_fill.argtypes = [*head, whole, whole, whole, address]
     library.certbench_add.argtypes = [
         *head, whole, whole, address, address, address, address, ctypes.c_int, whole, whole,

@@ -96,7 +96,7 @@ class MaskedPredictor:
         self.masks = torch.from_numpy(blanked).to(device)
         self.fill = fill.to(device)
         self.exact = numerics == "exact"
-        self.size = sampling.EXACT_BATCH if self.exact else batch_size
+        self.size = sampling.exact_batch(device) if self.exact else batch_size
         #: Places that a pass has anyway, or that cost little more.
         self.step = self.size if self.exact else min(32, self.size)
 

@@ -20,10 +20,6 @@ from certbench.errors import CertbenchError, did_you_mean
 if TYPE_CHECKING:
     import torch
 
-# In exact numerics every forward pass has this many images (the last is padded), whatever the
-# configured batch size: the arithmetic of a sample never depends on its company.
-EXACT_BATCH = 128
-
 # Values in a batch on a CPU: 64 images of 3 x 32 x 32, though not fewer than four images. Larger
 # batches leave the caches (ResNet-20: 1.25 times as slow at 400 images as at 64).
 _CPU_VALUES = 64 * 3 * 32 * 32
@@ -303,10 +299,22 @@ def batches(
         done += step
 
 
+def exact_batch(device: Any) -> int:
+    """Images of every forward pass in exact numerics, whatever the configured batch size.
+
+    The last batch is padded, so that the arithmetic of a sample never depends on its company. The
+    number suits the kind of device, whose arithmetic is its own anyway.
+    """
+    import torch
+
+    return 64 if torch.device(device).type == "cpu" else 512
+
+
 def batch_shape(numerics: str, batch_size: int, total: int, elements: int, device: Any) -> int:
     """Pairs in a batch: one number in exact numerics, else at most ``batch_size``.
 
-    On a CPU a batch has no more values than its caches hold with the layers behind them.
+    In fast numerics a batch on a CPU has no more values than its caches hold with the layers
+    behind them.
 
     Args:
         numerics: ``exact`` or ``fast``.
@@ -318,7 +326,7 @@ def batch_shape(numerics: str, batch_size: int, total: int, elements: int, devic
     import torch
 
     if numerics == "exact":
-        return EXACT_BATCH
+        return exact_batch(device)
     if torch.device(device).type == "cpu":
         batch_size = min(batch_size, max(_CPU_VALUES // elements, _CPU_LEAST))
     return min(batch_size, max(total, 1))

@@ -22,7 +22,6 @@ from certbench.certify.intervals import LIMIT_ERROR, cp_lower, cp_lower_randomis
 from certbench.certify.protocol import ABSTAIN
 from certbench.certify.radii import radius_linf_from_l2, radius_one, radius_two, round_down
 from certbench.certify.sampling import (
-    EXACT_BATCH,
     KINDS,
     Noise,
     check_range,
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 __all__ = [
     "ABSTAIN",
     "BOUNDS",
-    "EXACT_BATCH",
     "INTERVALS",
     "SELECTIONS",
     "Certificate",
