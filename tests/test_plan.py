@@ -103,6 +103,13 @@ def test_another_sigma_changes_the_shards_of_that_defence_alone(tiny):
     assert {key[0] for key in changed} == {"collect", "decide", "attack", "report"}
 
 
+def test_a_defence_of_too_many_jobs_is_refused_before_they_are_made(tiny):
+    tiny["defenses"]["smoothing"]["n"] = 2**31
+    with pytest.raises(CertbenchError, match="more than 100,000 jobs") as caught:
+        plan.make(tiny)
+    assert "shards.samples" in str(caught.value)
+
+
 def test_the_batch_size_is_no_part_of_any_work(tiny):
     before = plan.make(tiny).jobs
     tiny["batch_size"] = 7

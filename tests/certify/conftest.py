@@ -35,6 +35,8 @@ class SmallNet(nn.Module):
 class Certifying:
     """Makes work, collects it, and hands shards over as the jobs do."""
 
+    network_class = SmallNet
+
     def work(self, params, samples, count=4, **changes) -> CollectWork:
         generator = torch.Generator().manual_seed(1)
         images = torch.randint(0, 256, (count, 3, 8, 8), generator=generator).float() / 255

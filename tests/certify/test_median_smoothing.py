@@ -122,7 +122,10 @@ def test_samples_do_not_depend_on_the_batch():
         (lambda: smoothed().sample(X, 50.0), "n: must be one integer"),
         (lambda: smoothed(numerics="exat"), "did you mean 'exact'"),
         (lambda: smoothed(batch_size=0), "batch_size"),
-        (lambda: smoothed(lambda z: linear(z)[:1]).bounds(X, 0.1, 50, 0.01), "1 outputs for [0-9]+ images"),
+        (
+            lambda: smoothed(lambda z: linear(z)[:1]).bounds(X, 0.1, 50, 0.01),
+            "1 outputs for [0-9]+ images",
+        ),
     ],
 )
 def test_mistakes_are_refused(call, match):

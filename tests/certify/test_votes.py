@@ -20,6 +20,7 @@ from certbench.certify.radii import radius_one
 from certbench.certify.randomized_smoothing import CollectParams
 from certbench.errors import CertbenchError
 from certbench.job import Terminated
+from certbench.models.network import Network
 from certbench.results.progress import Progress
 
 N, N0 = 300, 20
@@ -188,6 +189,70 @@ def test_a_trained_network_votes_alike_folded_or_not_in_any_batch():
     assert exact.max(1).sum() > 256  # the network has learnt something
 
 
+def test_votes_in_bfloat16_are_those_of_the_rounded_network_and_say_so(certifying):
+    work = certifying.work(PARAMS, (0, N))
+    plain = certifying.shard(plugin, work)
+    halved = dataclasses.replace(work, params={**PARAMS, "precision": "bfloat16"})
+    shard = certifying.shard(plugin, halved)
+    assert shard.identity["dtype"] == "bfloat16" and plain.identity["dtype"] == "float32"
+    assert shard.identity["layout"] == plain.identity["layout"] + "-bfloat16"
+    made, whole = (plugin.merge([s], COLLECT, work.item_index).estimated for s in (shard, plain))
+    assert 0 < np.abs(made - whole).sum() / 2 < 0.02 * whole.sum()
+
+    class Rounded(torch.nn.Module):
+        num_classes = certifying.network_class.num_classes
+        inner = certifying.network_class().eval().bfloat16()
+
+        def forward(self, x):
+            return self.inner(x.bfloat16())
+
+    rounded = certifying.shard(plugin, dataclasses.replace(work, network=Rounded().eval()))
+    assert np.array_equal(plugin.merge([rounded], COLLECT, work.item_index).estimated, made)
+    assert {p.dtype for p in work.network.parameters()} == {torch.float32}
+
+
+def test_normalisation_stays_in_float32_before_a_bfloat16_network():
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(256, 5)
+    )
+    whole = Network(net, [0.4, 0.5, 0.6], [0.2, 0.3, 0.25], 5).eval()
+    model, layout = sampling.for_inference(whole, precision="bfloat16")
+    assert layout == "folded-channels-last-bfloat16"
+    images = torch.rand(40, 3, 8, 8)
+    made, exact = model(images), whole(images)
+    assert made.dtype == torch.float32
+    # bfloat16 has 8 bits: each product is off by at most 2^-8 of it.
+    assert 0 < (made - exact).abs().max() < 0.03
+    with pytest.raises(CertbenchError, match="unknown precision 'float16'"):
+        sampling.for_inference(whole, precision="float16")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "match"),
+    [
+        (lambda logits: (logits,), "returns a tuple"),
+        (lambda logits: {"logits": logits}, "returns a dict"),
+        (lambda logits: logits[:1], "one row for each image"),
+        (lambda logits: logits[0], "one row for each image"),
+        (lambda logits: logits[:, :3], "number of classes"),
+    ],
+)
+def test_models_that_return_no_row_of_logits_for_each_image_are_refused(certifying, outputs, match):
+    class Other(certifying.network_class):
+        def forward(self, x):
+            return outputs(super().forward(x))
+
+    work = certifying.work(PARAMS, (0, N), network=Other().eval())
+    with pytest.raises(CertbenchError) as caught:
+        plugin.collect(work)
+    assert match in str(caught.value)
+
+
+def test_a_seed_that_is_no_integer_is_refused():
+    with pytest.raises(CertbenchError, match=r"must be an integer, is 1\.5"):
+        sampling.Noise(1.5)
+
+
 # --- legality of a merge --------------------------------------------------------------------------
 
 
@@ -283,6 +348,15 @@ def test_classes_and_items_that_there_are_not_are_refused(halves):
     moved = altered(second, "item_index", lambda i: (i + 100).astype(np.uint32))
     refused("item 110 was not planned", "changed.parquet", [first, moved], index)
     refused("no shards", "merge", [], index)
+
+
+def test_a_shard_without_a_column_or_a_number_of_classes_is_refused(halves):
+    first, second, index = halves
+    less = Shard(Path("less.parquet"), first.rows.drop_columns(["count"]), first.identity)
+    refused("lacks the column 'count'", "less.parquet", [less, second], index)
+    silent = {k: v for k, v in first.identity.items() if k != "num_classes"}
+    shards = [Shard(Path(f"{i}.parquet"), s.rows, silent) for i, s in enumerate((first, second))]
+    refused("how many classes", "0.parquet", shards, index)
 
 
 def test_stored_rows_and_merging_functions_know_no_radius_to_average():

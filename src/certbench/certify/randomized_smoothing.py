@@ -67,6 +67,11 @@ class CollectParams:
     compile: bool = param(
         False, help="compile the model (torch.compile): starts slowly, measure before you use it"
     )
+    precision: str = param(
+        "float32",
+        help="arithmetic of the network; bfloat16 certifies the network so rounded",
+        choices=("float32", "bfloat16"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,12 +125,13 @@ def shard_params(collect: CollectParams, start: int, stop: int | None) -> dict[s
         "n0": collect.n0 if start == 0 else 0,
         "noise": collect.noise,
         "compile": collect.compile,
+        "precision": collect.precision,
     }
 
 
 def attack_params(collect: CollectParams, decide: DecideParams) -> dict[str, Any]:
     """What an attack on the defence depends on: not the certificate's alpha, bound or budget."""
-    return smoothed_predictor.attack_params(collect.sigma, collect.noise, decide)
+    return smoothed_predictor.attack_params(collect.sigma, collect.noise, decide, collect.precision)
 
 
 def collect(work: CollectWork) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -138,6 +144,7 @@ def collect(work: CollectWork) -> tuple[dict[str, Any], dict[str, Any]]:
         float(params["sigma"]),
         int(params["n0"]),
         compiled=bool(params.get("compile", False)),
+        precision=str(params.get("precision", "float32")),
     )
 
 

@@ -28,6 +28,8 @@ _CPU_LEAST = 4
 # Backends that add the noise and normalise in the kernel that makes it.
 _FUSING = ("compiled", "triton")
 
+PRECISIONS = ("float32", "bfloat16")
+
 KINDS = ("gaussian", "uniform", "lattice")
 
 #: ``(slot, image_ids, samples, out)``: write the network's input of each pair into ``out``; all
@@ -51,7 +53,11 @@ class Noise:
     kind: str = "gaussian"
 
     def __post_init__(self) -> None:
-        """Refuse an unknown kind."""
+        """Refuse an unknown kind, and a seed that is no integer."""
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer):
+            raise CertbenchError(
+                f"must be an integer, is {self.seed!r}", where="seed", remedy="make one: seed64()"
+            )
         if self.kind not in KINDS:
             raise CertbenchError(
                 f"unknown kind of noise '{self.kind}'",
@@ -89,7 +95,9 @@ def require_eval(model: Any) -> None:
         )
 
 
-def for_inference(model: Any, compiled: bool = False) -> tuple[Any, str]:
+def for_inference(
+    model: Any, compiled: bool = False, precision: str = "float32"
+) -> tuple[Any, str]:
     """The function whose votes are counted: the model, made fast, and the name of what was done.
 
     A :class:`certbench.models.network.Network` gets its batch normalisation and input scale folded
@@ -100,6 +108,11 @@ def for_inference(model: Any, compiled: bool = False) -> tuple[Any, str]:
         model: The model, in eval mode.
         compiled: Compile it for the one batch shape that is used (``torch.compile`` with frozen
             weights); needs a C++ compiler on a CPU, Triton on a GPU.
+        precision: ``float32``, or ``bfloat16`` for weights and activations behind a normalisation
+            in float32. The certificate is then one of the network so rounded.
+
+    Raises:
+        CertbenchError: Unknown precision.
     """
     import torch
 
@@ -108,9 +121,34 @@ def for_inference(model: Any, compiled: bool = False) -> tuple[Any, str]:
     layout = "as-given"
     if isinstance(model, Network):
         model, layout = folded(model).to(memory_format=torch.channels_last), "folded-channels-last"
+    model = _in_precision(model, precision)
+    if precision != "float32":
+        layout = f"{layout}-{precision}"
     if not compiled:
         return model, layout
     return torch.compile(model, dynamic=False, options={"freezing": True}), f"{layout}-compiled"
+
+
+def _in_precision(model: Any, precision: str) -> Any:
+    """The model with weights of this type; one that is changed is a copy."""
+    import torch
+
+    from certbench.models.network import FoldedNetwork, LowPrecision
+
+    if precision not in PRECISIONS:
+        raise CertbenchError(
+            f"unknown precision '{precision}'",
+            where="precision",
+            remedy=did_you_mean(precision, PRECISIONS),
+        )
+    if precision == "float32":
+        return model
+    dtype = getattr(torch, precision)
+    if isinstance(model, FoldedNetwork):
+        # It is this function's own; its normalisation stays in float32.
+        model.net = LowPrecision(model.net, dtype)
+        return model
+    return LowPrecision(model, dtype).eval()
 
 
 def _without_normalisation(
@@ -417,13 +455,21 @@ def count_votes(
         with torch.inference_mode():
             made = batches(images, item_index, start, stop, perturb, size, device, done, pad)  # type: ignore[arg-type]
             for slot, _, real, batch, step in made:
-                logits = model(batch).float()
-                if logits.ndim != 2 or logits.shape[1] != num_classes:
+                logits = model(batch)
+                if not isinstance(logits, torch.Tensor):
                     raise CertbenchError(
-                        f"the model returns {tuple(logits.shape)}, not [N, {num_classes}]",
+                        f"returns a {type(logits).__name__}, not a tensor",
                         where="model",
-                        remedy="use a model for this number of classes",
+                        remedy="wrap it to return its logits",
                     )
+                if tuple(logits.shape) != (len(batch), num_classes):
+                    raise CertbenchError(
+                        f"the model returns {tuple(logits.shape)} for {len(batch)} images, not "
+                        f"[{len(batch)}, {num_classes}]",
+                        where="model",
+                        remedy="use a model for this number of classes, one row for each image",
+                    )
+                logits = logits.float()
                 top = logits.amax(1, keepdim=True)
                 # The lowest index among equal maxima: argmax does not promise it on every device.
                 vote = torch.where(logits == top, classes, num_classes).amin(1)

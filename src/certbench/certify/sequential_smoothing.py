@@ -104,6 +104,11 @@ class CollectParams:
     compile: bool = param(
         False, help="compile the model (torch.compile): starts slowly, measure before you use it"
     )
+    precision: str = param(
+        "float32",
+        help="arithmetic of the network; bfloat16 certifies the network so rounded",
+        choices=("float32", "bfloat16"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +205,7 @@ def samples(collect: CollectParams) -> None:
 
 def attack_params(collect: CollectParams, decide: DecideParams) -> dict[str, Any]:
     """What an attack on the defence depends on: not the certificate's alpha, looks or budget."""
-    return smoothed_predictor.attack_params(collect.sigma, collect.noise, decide)
+    return smoothed_predictor.attack_params(collect.sigma, collect.noise, decide, collect.precision)
 
 
 def collect(work: CollectWork) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -214,7 +219,7 @@ def collect(work: CollectWork) -> tuple[dict[str, Any], dict[str, Any]]:
     params = build(CollectParams, work.params, "collect")
     rule = stopping_rule(params)
     noise = smoothing.Noise(work.seed64, work.noise_backend, params.noise)
-    network, layout = votes.open_network(work, params.compile)
+    network, layout = votes.open_network(work, params.compile, params.precision)
     count = len(work.item_index)
 
     def alive(_: int) -> None:
@@ -244,7 +249,7 @@ def collect(work: CollectWork) -> tuple[dict[str, Any], dict[str, Any]]:
         if work.tick is not None:
             work.tick(len(undecided) - int((~bounds.decided).sum()))
         before = size
-    identity = votes.identity(work, noise, params.sigma, layout)
+    identity = votes.identity(work, noise, params.sigma, layout, params.precision)
     return votes.stacked(parts), identity | {"rule": _rule_text(params)}
 
 

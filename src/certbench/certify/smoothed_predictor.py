@@ -62,11 +62,14 @@ def check_predictor(params: PredictorParams, where: str) -> None:
         )
 
 
-def attack_params(sigma: float, kind: str, params: PredictorParams) -> dict[str, Any]:
+def attack_params(
+    sigma: float, kind: str, params: PredictorParams, precision: str = "float32"
+) -> dict[str, Any]:
     """What an attack on a smoothed classifier depends on: not alpha, bound or budget."""
     return {
         "sigma": sigma,
         "noise": kind,
+        "precision": precision,
         "predict_n": params.predict_n,
         "predict_alpha": params.predict_alpha,
         "attack_draws": params.attack_draws,
@@ -88,7 +91,8 @@ def surface(work: SurfaceWork) -> Surface:
 
     sigma, kind = float(work.params["sigma"]), str(work.params.get("noise", "gaussian"))
     objective = _uniform_objective() if kind == "uniform" else SmoothedLogits
-    network, _ = for_inference(work.network)
+    precision = str(work.params.get("precision", "float32"))
+    network, _ = for_inference(work.network, precision=precision)
     logits = objective(
         network,
         sigma,

@@ -66,6 +66,11 @@ class CollectParams:
     compile: bool = param(
         False, help="compile the model (torch.compile): starts slowly, measure before you use it"
     )
+    precision: str = param(
+        "float32",
+        help="arithmetic of the network; bfloat16 certifies the network so rounded",
+        choices=("float32", "bfloat16"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,12 +121,15 @@ def shard_params(collect: CollectParams, start: int, stop: int | None) -> dict[s
         "half_width": collect.half_width,
         "n0": collect.n0 if start == 0 else 0,
         "compile": collect.compile,
+        "precision": collect.precision,
     }
 
 
 def attack_params(collect: CollectParams, decide: DecideParams) -> dict[str, Any]:
     """What an attack on the defence depends on: not the certificate's alpha, bound or budget."""
-    return smoothed_predictor.attack_params(collect.half_width, "uniform", decide)
+    return smoothed_predictor.attack_params(
+        collect.half_width, "uniform", decide, collect.precision
+    )
 
 
 def collect(work: CollectWork) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -133,6 +141,7 @@ def collect(work: CollectWork) -> tuple[dict[str, Any], dict[str, Any]]:
         float(work.params["half_width"]),
         int(work.params["n0"]),
         compiled=bool(work.params["compile"]),
+        precision=str(work.params["precision"]),
     )
 
 

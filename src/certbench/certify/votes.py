@@ -57,6 +57,7 @@ def collect(
     n0: int,
     *,
     compiled: bool = False,
+    precision: str = "float32",
     perturb: Perturb | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Votes of one shard, sparse: one row per item, stream and class that got any.
@@ -67,6 +68,7 @@ def collect(
         sigma: Noise level.
         n0: Selection samples; drawn by the shard whose range starts at 0.
         compiled: Whether the model is compiled.
+        precision: See :func:`certbench.certify.sampling.for_inference`.
         perturb: Makes the network's inputs instead of ``noise``.
 
     Returns:
@@ -75,7 +77,7 @@ def collect(
     start, stop = work.samples
     if stop is None:
         raise CertbenchError("votes need a range of samples", where="collect")
-    network, layout = open_network(work, compiled)
+    network, layout = open_network(work, compiled, precision)
     streams = [(noises.SELECTION, 0, n0)] if start == 0 and n0 else []
     streams.append((noises.ESTIMATION, start, stop))
     parts: list[dict[str, np.ndarray]] = []
@@ -84,17 +86,19 @@ def collect(
             work, network, noise, sigma, stream, first, last, f"stream{stream}", perturb=perturb
         )
         parts.append(sparse(table, stream, first, last))
-    return stacked(parts), identity(work, noise, sigma, layout)
+    return stacked(parts), identity(work, noise, sigma, layout, precision)
 
 
-def open_network(work: CollectWork, compiled: bool = False) -> tuple[Any, str]:
+def open_network(
+    work: CollectWork, compiled: bool = False, precision: str = "float32"
+) -> tuple[Any, str]:
     """The function whose votes are counted, and the name of what was done to the model.
 
     Raises:
         CertbenchError: The model is in train mode.
     """
     sampling.require_eval(work.network)
-    return sampling.for_inference(work.network, compiled)
+    return sampling.for_inference(work.network, compiled, precision)
 
 
 def count(
@@ -153,13 +157,21 @@ def stacked(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     }
 
 
-def arithmetic(device: Any, numerics: str) -> str:
+def arithmetic(device: Any, numerics: str, precision: str = "float32") -> str:
     """Arithmetic of the forward passes: TF32 has 10 bits of mantissa where float32 has 23."""
+    if precision != "float32":
+        return precision
     cuda = str(getattr(device, "type", device)).startswith("cuda")
     return "float32 (TF32 allowed)" if cuda and numerics != "exact" else "float32"
 
 
-def identity(work: CollectWork, noise: sampling.Noise, sigma: float, layout: str) -> dict[str, Any]:
+def identity(
+    work: CollectWork,
+    noise: sampling.Noise,
+    sigma: float,
+    layout: str,
+    precision: str = "float32",
+) -> dict[str, Any]:
     """What shards must agree on before their counts may be added."""
     return {
         "model_sha256": work.model_sha256,
@@ -170,7 +182,7 @@ def identity(work: CollectWork, noise: sampling.Noise, sigma: float, layout: str
         "backend": noise.resolved_backend(work.device),
         "seed64": str(work.seed64),
         "numerics": work.numerics,
-        "dtype": arithmetic(work.device, work.numerics),
+        "dtype": arithmetic(work.device, work.numerics, precision),
         "layout": layout,
         "device": str(getattr(work.device, "type", work.device)),
         "num_classes": work.num_classes,
@@ -223,11 +235,24 @@ def tally(
     first = shards[0]
     for shard in shards:
         _check_alike(shard, {**first.identity, **(expected or {})}, first)
+    if "num_classes" not in first.identity:
+        raise CertbenchError(
+            "does not say how many classes there are",
+            where=str(first.path),
+            remedy="delete it and collect it anew",
+        )
     width = int(first.identity["num_classes"]) + 1
     place = {int(item): row for row, item in enumerate(item_index)}
     covered: dict[tuple[int, int], list[tuple[int, int, str]]] = {}
     parts: list[dict[str, np.ndarray]] = []
     for shard in shards:
+        missing = [n for n in ("item_index", *STATS_COLUMNS) if n not in shard.rows.column_names]
+        if missing:
+            raise CertbenchError(
+                f"lacks the column '{missing[0]}'",
+                where=str(shard.path),
+                remedy="delete it and collect it anew",
+            )
         rows = {name: shard.rows.column(name).to_numpy() for name in STATS_COLUMNS}
         items = shard.rows.column("item_index").to_numpy()
         unknown = [int(item) for item in np.unique(items) if int(item) not in place]

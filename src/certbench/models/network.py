@@ -305,6 +305,25 @@ class FoldedNetwork(nn.Module):
         return self.net(images).float()
 
 
+class LowPrecision(nn.Module):
+    """A copy of a module that computes in another floating type.
+
+    Args:
+        net: The module; it is left as it is.
+        dtype: Type of weights, inputs and activations.
+    """
+
+    def __init__(self, net: nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self.net = copy.deepcopy(net).to(dtype)
+        self.dtype = dtype
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """The module's outputs, float32, for images of any floating type."""
+        made: torch.Tensor = self.net(images.to(self.dtype)).float()
+        return made
+
+
 def folded(network: Network) -> FoldedNetwork:
     """An equivalent module for inference: fewer operations, the same logits up to rounding.
 

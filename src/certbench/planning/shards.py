@@ -13,6 +13,9 @@ from certbench.planning import preparing
 from certbench.planning.planner import Planner
 from certbench.variants import protocol
 
+#: Jobs that one defence may become on one variant: Snakemake's own planning is linear in jobs.
+MOST_SHARDS = 100_000
+
 
 def predict_jobs(
     planner: Planner, selection: Selection, variant: Variant, model: PlannedJob
@@ -42,12 +45,19 @@ def certify_jobs(
     shards: list[PlannedJob] = []
     for variant in variants:
         total = defense.module.samples(defense.collect)
+        item_ranges = list(_item_ranges(planner, selection))
+        size = planner.config["shards"]["samples"]
+        if total is not None and -(-total // size) * len(item_ranges) > MOST_SHARDS:
+            raise CertbenchError(
+                f"{total:,} samples in shards of {size:,}, over {len(item_ranges):,} shards of "
+                f"items, make more than {MOST_SHARDS:,} jobs",
+                where=f"defenses.{defense.name}",
+                remedy="raise shards.samples or shards.items, or lower the samples",
+            )
         sample_ranges: list[tuple[int, int | None]] = (
-            [(0, None)]
-            if total is None
-            else list(paths.ranges(total, planner.config["shards"]["samples"]))
+            [(0, None)] if total is None else list(paths.ranges(total, size))
         )
-        for items in _item_ranges(planner, selection):
+        for items in item_ranges:
             for start, stop in sample_ranges:
                 shard_key = (
                     selection.id,
