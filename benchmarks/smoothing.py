@@ -176,6 +176,10 @@ def speed(arguments) -> None:
         for batch in shapes.values():
             bare(models["compiled"], batch, batch)()
         print(f"  compiling two batch shapes took {time.perf_counter() - began:.1f} s wall")
+    if arguments.bfloat16:
+        models["bfloat16"], _ = sampling.for_inference(
+            network, compiled=arguments.compile, precision="bfloat16"
+        )
     began = time.perf_counter()
     backends = list(dict.fromkeys(["eager", noises.resolve_backend(DEVICE)]))
     print(f"  the fastest noise backend was ready after {time.perf_counter() - began:.1f} s wall")
@@ -492,6 +496,7 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="seconds counted")
+    parser.add_argument("--bfloat16", action="store_true", help="time bfloat16 passes too")
     parser.add_argument("--compile", action="store_true", help="time the compiled model too")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
