@@ -47,8 +47,9 @@ def test_splitting_alpha_over_the_looks_is_valid_and_plain_peeking_is_not(p, alp
     split = probability_of_ever(p, SIX, limits_over(p, split_alpha(alpha, 6)))
     assert split <= alpha
     assert split == pytest.approx(valid, abs=0.004)  # the recorded value is a simulated one
-    telescoping = split_alpha(alpha, 6, "telescoping")
-    assert probability_of_ever(p, SIX, limits_over(p, telescoping)) <= alpha
+    for unequal in ("telescoping", "last"):
+        shares = split_alpha(alpha, 6, unequal)
+        assert probability_of_ever(p, SIX, limits_over(p, shares)) <= alpha
     peeking = probability_of_ever(p, SIX, limits_over(p, (alpha,) * 6))
     assert peeking > alpha
     assert peeking == pytest.approx(naive, abs=0.008)
@@ -124,7 +125,11 @@ def test_default_looks_double_up_to_the_budget():
     assert looks == (100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 51200, 100000)
     assert doubling_looks(100) == (100,) and doubling_looks(50) == (50,)
     assert doubling_looks(400, first=100) == (100, 200, 400)
-    assert sum(split_alpha(0.001, 11)) == pytest.approx(0.001)
+    for split in ("equal", "last"):
+        for count in (1, 2, 11):
+            shares = split_alpha(0.001, count, split)
+            assert len(shares) == count and sum(shares) == pytest.approx(0.001)
+    assert split_alpha(0.001, 11, "last")[-1] == 0.0005
     assert sum(split_alpha(0.001, 1000, "telescoping")) < 0.001
 
 
@@ -143,6 +148,7 @@ RULES = {
     "tolerance": {"tolerance": 0.05},
     "mixture": {"radii": (0.4,), "method": "mixture"},
     "telescoping": {"radii": (0.4,), "split": "telescoping"},
+    "equal": {"radii": (0.4,), "split": "equal"},
 }
 
 
@@ -209,7 +215,7 @@ def test_an_image_is_decided_when_no_radius_is_open():
     assert made["predict"].tolist() == [4, -1, 6]
     assert made["conclusive"].tolist() == [True, True, False]
     # The first kept the bound of the look that decided it.
-    assert bounds.p_lower[0] == cp_lower(100, 100, 0.001 / 3) - LIMIT_ERROR
+    assert bounds.p_lower[0] == cp_lower(100, 100, 0.001 / 4) - LIMIT_ERROR
 
 
 def test_images_are_given_up_when_the_budget_cannot_change_the_answer():

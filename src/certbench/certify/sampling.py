@@ -464,8 +464,8 @@ def count_votes(
                     )
                 if tuple(logits.shape) != (len(batch), num_classes):
                     raise CertbenchError(
-                        f"the model returns {tuple(logits.shape)} for {len(batch)} images, not "
-                        f"[{len(batch)}, {num_classes}]",
+                        f"the model returns {tuple(logits.shape)} for {len(batch)} images, "
+                        f"not [N, {num_classes}]",
                         where="model",
                         remedy="use a model for this number of classes, one row for each image",
                     )

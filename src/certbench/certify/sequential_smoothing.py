@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from certbench.certify.protocol import CollectWork, Shard, Surface, SurfaceWork
     from certbench.certify.sequential import Bounds, StoppingRule
 
-version = 3
+version = 4
 
 stats_columns = votes.STATS_COLUMNS
 
