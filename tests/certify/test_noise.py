@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from certbench.certify import noise
+from certbench.certify import _noise_native, noise
 from certbench.errors import CertbenchError
 
 SEED = 0x0123456789ABCDEF
@@ -123,7 +123,10 @@ def test_the_coin_is_fixed_by_seed_and_image_and_uniform():
 
 # --- torch -------------------------------------------------------------------------------------
 
-BACKENDS = ["eager", "compiled"]
+NEEDS_COMPILER = pytest.mark.skipif(
+    _noise_native.compiler() is None, reason="needs a C++ compiler (c++, g++ or clang++)"
+)
+BACKENDS = ["eager", pytest.param("compiled", marks=NEEDS_COMPILER)]
 
 
 def pairs(count):
@@ -296,6 +299,7 @@ def test_output_buffers_modes_and_types():
     assert noise.noise_batch(SEED, 1, empty, empty, (7,), 1.0, backend="eager").shape == (0, 7)
 
 
+@NEEDS_COMPILER
 def test_compiled_noise_works_in_every_grad_mode():
     images, samples = pairs(5)
 
@@ -313,16 +317,16 @@ def test_compiled_noise_works_in_every_grad_mode():
     assert torch.equal(inside, plain) and not plain.is_inference()
 
 
+@NEEDS_COMPILER
 def test_auto_takes_the_compiled_backend_where_there_is_a_compiler_and_eager_elsewhere(monkeypatch):
-    from certbench.certify import _noise_native
-
     assert noise.resolve_backend("cpu") == "compiled"
     monkeypatch.setattr(_noise_native, "compiler", lambda: None)
     assert noise.resolve_backend("cpu") == "eager"
 
 
+@NEEDS_COMPILER
 def test_a_backend_that_fails_its_trial_is_not_used(monkeypatch):
-    from certbench.certify import _noise_native, _noise_torch
+    from certbench.certify import _noise_torch
 
     def broken(*arguments):
         raise RuntimeError("no compiler")
@@ -342,7 +346,7 @@ def test_a_backend_that_fails_its_trial_is_not_used(monkeypatch):
 @pytest.fixture
 def unbuilt(monkeypatch, tmp_path):
     """The loader of the compiled kernel with empty folders to build in."""
-    from certbench.certify import _noise_native, _noise_torch
+    from certbench.certify import _noise_torch
 
     for cached in (_noise_native._library, _noise_torch._works):
         cached.cache_clear()
@@ -353,6 +357,7 @@ def unbuilt(monkeypatch, tmp_path):
         cached.cache_clear()
 
 
+@NEEDS_COMPILER
 def test_the_compiled_kernel_is_built_once_per_source_and_processor(unbuilt, monkeypatch, tmp_path):
     built = unbuilt._built()
     assert built.parent == tmp_path / "cache" / "certbench" and built.suffix == ".so"
@@ -363,6 +368,7 @@ def test_the_compiled_kernel_is_built_once_per_source_and_processor(unbuilt, mon
     assert other != built and sorted(built.parent.iterdir()) == sorted([built, other])
 
 
+@NEEDS_COMPILER
 def test_where_the_home_folder_takes_no_file_the_kernel_is_kept_with_temporary_files(
     unbuilt, monkeypatch, tmp_path
 ):
@@ -386,6 +392,7 @@ def test_a_compiler_that_fails_costs_speed_only(unbuilt, monkeypatch, tmp_path, 
     assert not list(tmp_path.rglob("*.so"))
 
 
+@NEEDS_COMPILER
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("shape", [(3, 20, 19), (1, 4, 4), (2, 3, 1), (5, 64, 64)])
 @pytest.mark.parametrize(("kind", "normalised"), [("normal", True), ("uniform", False)])
