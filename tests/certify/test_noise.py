@@ -382,6 +382,15 @@ def test_where_the_home_folder_takes_no_file_the_kernel_is_kept_with_temporary_f
         unbuilt._built()
 
 
+@NEEDS_COMPILER
+def test_a_kernel_in_a_folder_that_others_may_write_is_not_loaded(unbuilt, tmp_path):
+    first = unbuilt._built()
+    first.parent.chmod(0o777)
+    other = unbuilt._built()
+    assert other != first and other.parent.parent == tmp_path
+    assert other.parent.stat().st_mode & 0o777 == 0o700
+
+
 def test_a_compiler_that_fails_costs_speed_only(unbuilt, monkeypatch, tmp_path, caplog):
     failing = tmp_path / "c++"
     failing.write_text("#!/bin/sh\necho the disk of the compiler is on fire >&2\nexit 1\n")

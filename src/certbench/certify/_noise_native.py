@@ -197,18 +197,22 @@ def _built() -> Path:
     name = f"noise-{hashlib.sha256(chr(0).join(about).encode()).hexdigest()[:16]}.so"
     for folder in _folders():
         path = folder / name
-        if path.is_file():
-            return path
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if folder.stat().st_uid != os.getuid():
+            about_folder = folder.stat()
+            # Nobody else may put code there.
+            if about_folder.st_uid != os.getuid() or about_folder.st_mode & 0o022:
                 continue
+            if path.is_file():
+                return path
             with atomic_path(path) as part:
                 _compile(found, part)
         except OSError:
             continue
         return path
-    raise RuntimeError(f"none of {', '.join(map(str, _folders()))} can be written")
+    raise RuntimeError(
+        f"none of {', '.join(map(str, _folders()))} can be written by this user alone"
+    )
 
 
 def _compile(found: str, target: Path) -> None:
