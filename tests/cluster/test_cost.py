@@ -49,7 +49,7 @@ def test_gpu_hours_are_passes_over_the_rate_plus_the_starts(tiny):
     slow = throughput.Rate(10.0, "measured")
     made = cost.estimate(tiny, "a100", {"noisy": slow})
     collect = made.stages["collect"]
-    assert collect.gpu_s == pytest.approx(20 * 8050 / 10 + 4 * cost.START_S)
+    assert collect.gpu_s == pytest.approx(20 * 32050 / 10 + 4 * cost.START_S)
     attack = made.stages["attack"]
     passes = attack.forward + 2 * attack.backward
     assert attack.gpu_s == pytest.approx(passes / 10 + 4 * cost.START_S)

@@ -20,8 +20,8 @@ def tiny():
 
 def test_passes_are_those_counted_by_hand(tiny):
     stages = cost.estimate(tiny).stages
-    # 20 images, 8000 + 50 noisy copies each.
-    assert stages["collect"].forward == 20 * 8050
+    # 20 images, 32000 + 50 noisy copies each.
+    assert stages["collect"].forward == 20 * 32050
     assert stages["predict"].forward == 20
     # 2 steps on 2 noise draws, one look and two confirmations of 50 copies.
     assert stages["attack"].forward == 20 * (2 * 2 + 3 * 50)
