@@ -223,7 +223,7 @@ def test_normalisation_stays_in_float32_before_a_bfloat16_network():
     assert made.dtype == torch.float32
     # bfloat16 has 8 bits: each product is off by at most 2^-8 of it.
     assert 0 < (made - exact).abs().max() < 0.03
-    with pytest.raises(CertbenchError, match="unknown precision 'float16'"):
+    with pytest.raises(CertbenchError, match="precision: unknown value 'float16'"):
         sampling.for_inference(whole, precision="float16")
 
 
@@ -249,7 +249,7 @@ def test_models_that_return_no_row_of_logits_for_each_image_are_refused(certifyi
 
 
 def test_a_seed_that_is_no_integer_is_refused():
-    with pytest.raises(CertbenchError, match=r"must be an integer, is 1\.5"):
+    with pytest.raises(CertbenchError, match=r"seed: must be one integer >= 0, is 1\.5"):
         sampling.Noise(1.5)
 
 

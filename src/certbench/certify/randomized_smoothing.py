@@ -18,6 +18,7 @@ import numpy as np
 
 from certbench.certify import arguments, smoothed_predictor, smoothing, votes
 from certbench.certify import noise as noises
+from certbench.certify.sampling import PRECISIONS
 from certbench.certify.smoothed_predictor import PredictorParams
 from certbench.errors import CertbenchError
 from certbench.params import param
@@ -70,7 +71,7 @@ class CollectParams:
     precision: str = param(
         "float32",
         help="arithmetic of the network; bfloat16 certifies the network so rounded",
-        choices=("float32", "bfloat16"),
+        choices=PRECISIONS,
     )
 
 

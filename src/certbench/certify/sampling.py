@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from certbench.certify import arguments
 from certbench.certify import noise as noises
 from certbench.errors import CertbenchError, did_you_mean
 
@@ -54,10 +55,7 @@ class Noise:
 
     def __post_init__(self) -> None:
         """Refuse an unknown kind, and a seed that is no integer."""
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer):
-            raise CertbenchError(
-                f"must be an integer, is {self.seed!r}", where="seed", remedy="make one: seed64()"
-            )
+        arguments.whole(self.seed, "seed", minimum=0)
         if self.kind not in KINDS:
             raise CertbenchError(
                 f"unknown kind of noise '{self.kind}'",
@@ -135,12 +133,7 @@ def _in_precision(model: Any, precision: str) -> Any:
 
     from certbench.models.network import FoldedNetwork, LowPrecision
 
-    if precision not in PRECISIONS:
-        raise CertbenchError(
-            f"unknown precision '{precision}'",
-            where="precision",
-            remedy=did_you_mean(precision, PRECISIONS),
-        )
+    arguments.choice(precision, "precision", PRECISIONS)
     if precision == "float32":
         return model
     dtype = getattr(torch, precision)

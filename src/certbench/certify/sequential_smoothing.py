@@ -26,6 +26,7 @@ import numpy as np
 
 from certbench.certify import arguments, smoothed_predictor, smoothing, votes
 from certbench.certify import noise as noises
+from certbench.certify.sampling import PRECISIONS
 from certbench.certify.smoothed_predictor import PredictorParams
 from certbench.errors import CertbenchError
 from certbench.params import param
@@ -107,7 +108,7 @@ class CollectParams:
     precision: str = param(
         "float32",
         help="arithmetic of the network; bfloat16 certifies the network so rounded",
-        choices=("float32", "bfloat16"),
+        choices=PRECISIONS,
     )
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from certbench.certify import smoothed_predictor, smoothing, votes
+from certbench.certify.sampling import PRECISIONS
 from certbench.certify.smoothed_predictor import PredictorParams
 from certbench.errors import CertbenchError
 from certbench.params import param
@@ -69,7 +70,7 @@ class CollectParams:
     precision: str = param(
         "float32",
         help="arithmetic of the network; bfloat16 certifies the network so rounded",
-        choices=("float32", "bfloat16"),
+        choices=PRECISIONS,
     )
 
 
